@@ -1,0 +1,180 @@
+/*
+ * The sequencer of one shard under one epoch: deliveries, facts and commits go in; entries, rows to commit, acks and needs
+ * come out. A pure state machine: no loop, no database, no broker; time is an argument. It can be run a million times with
+ * crashes, redelivery and takeovers and be checked against the promises (tests/unit/test_sequencer_histories.c).
+ *
+ * The way of a delivery:
+ *
+ *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row ─▶ COMMIT ─▶ shown durable, settled
+ *               │ facts missing: the room is parked, everything of that room waits in order, other rooms go on
+ *               └ refused: a dead-letter row, settled by the same COMMIT as the rows around it
+ *
+ * Rules (docs/design.md tells why):
+ *  - dedup comes before membership: a message that is in the log stays accepted whoever left since;
+ *  - every valid op takes a seq, a void when it changes nothing or is refused, so that its repeat is recognised;
+ *  - an op is a barrier: it and what follows it in its room are shown after its COMMIT; only plain messages are ever early;
+ *  - no renumbering within an epoch: what turns out to be a late duplicate or refused becomes a void at its seq;
+ *  - uncommitted ids are never forgotten; absence (no room, no member) is never remembered.
+ *
+ * Thread: the loop's.
+ */
+#ifndef ROOMD_HISTORY_SEQUENCER_H
+#define ROOMD_HISTORY_SEQUENCER_H
+
+#include "entry.h"
+#include "envelope.h"
+#include "room/base/list.h"
+#include "room/base/map.h"
+
+struct sequencer;
+struct seq_room;
+
+/* What a commit must write for one member of a room. */
+struct seq_member_change {
+    struct str account; /* points into the row's envelope or own text */
+    enum { MEMBER_LEAVES = 0, MEMBER_JOINS = 1, MEMBER_ROLE = 2 } action; /* as append() has it */
+    enum role role;
+};
+
+/* What a commit must write for the room itself; p NULL = as it is. */
+struct seq_room_change {
+    bool present;
+    int32_t members;      /* the number after this row */
+    struct str name, notice, owner, extra;
+    int32_t member_limit; /* -1 = as it is */
+    bool removed;
+};
+
+/* One row: what one delivery wants written. Rows of a shard are committed in order; a batch is any run of them. */
+struct seq_row {
+    struct list link; /* the sequencer's, in order */
+    struct list room_link;
+    struct seq_room *room; /* NULL: a dead letter of an unknown room */
+    int64_t room_no;
+    struct envelope *envelope;
+    struct entry *entry;   /* NULL: a dead letter only */
+    struct id128 message_id; /* zero: none in the unique index (a late duplicate's void) */
+    uint64_t of_seq;       /* void of a late duplicate */
+    uint64_t counted;
+    struct str content, meta; /* as log_entry stores them */
+    struct seq_member_change *members;
+    size_t member_count;
+    struct seq_room_change change;
+    enum err dead;         /* not ERR_OK: goes to the outbox with this reason */
+    const char *why;       /* the sentence to it, static */
+    enum err result;       /* ops: what the caller is told */
+    bool shown;            /* given to shown() already */
+    bool sent;             /* the writer's: on its way to the database */
+    size_t bytes;          /* counts against the unpersisted bound */
+    struct buf text;       /* owns content/meta of ops and voids */
+    uint64_t first_tag;    /* the sequencer's: deliveries this row settles */
+    struct map_link by_id; /* the sequencer's */
+};
+
+struct sequencer_events {
+    void *arg;
+    /* An entry may be seen now: durable = committed already (ops, and what waited behind them), else early. In seq order per room. */
+    void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
+    /* All entries of the room up to seq are committed. After shown() of all of them. */
+    void (*durable)(void *arg, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
+    /* A transient message: {"type":"message",…} without seq. */
+    void (*transient)(void *arg, struct str room_id, struct str json);
+    /* A message was refused (best effort, before its dead letter is committed). */
+    void (*rejected)(void *arg, const struct envelope *envelope, enum err err, const char *why);
+    /* Committed: an op, or the message with this id. duplicate: it had been there before. entry NULL: refused (dead letter). For waiting callers. */
+    void (*settled)(void *arg, struct id128 message_id, enum err result, const struct entry *entry, bool duplicate, struct str meta);
+};
+
+struct sequencer_settings {
+    struct str shard;
+    uint64_t epoch;
+    size_t dedup_window; /* committed ids kept */
+    size_t room_cache, member_cache;
+};
+
+struct sequencer *sequencer_new(const struct sequencer_settings *settings, const struct sequencer_events *events);
+void sequencer_free(struct sequencer *sequencer); /* rows in flight must have been given up by the writer */
+
+/* --- in --- */
+
+/* One delivery of the current channel; tags ascend. Takes the envelope. now = owner time, unix ms. */
+void sequencer_deliver(struct sequencer *sequencer, uint64_t tag, bool redelivered, struct envelope *envelope, uint64_t now_ms);
+/* The same for a body that envelope_read refused. Takes the envelope. */
+void sequencer_refuse(struct sequencer *sequencer, uint64_t tag, struct envelope *envelope, enum err err, const char *why, uint64_t now_ms);
+/* The channel is gone: its tags are void, what was parked comes again; rows stay and are bound to their redelivery. */
+void sequencer_channel_lost(struct sequencer *sequencer);
+
+/* --- needs: facts that parked rooms wait for. Asked once per loop turn, answered in one go. --- */
+struct seq_need_room {
+    struct str room_id;
+};
+struct seq_need_member {
+    struct str room_id, account;
+};
+struct seq_need_id {
+    struct str room_id;
+    struct id128 message_id;
+};
+struct seq_needs { /* slices are good until sequencer_facts_done or sequencer_channel_lost… copy them */
+    struct seq_need_room *rooms;
+    struct seq_need_member *members;
+    struct seq_need_id *ids;
+    size_t room_count, member_count, id_count;
+};
+/* Moves all new needs out (each handed out once per asking; asked again when an answer was lost, see facts_done). false: none. */
+bool sequencer_take_needs(struct sequencer *sequencer, struct seq_needs *needs);
+void seq_needs_clear(struct seq_needs *needs);
+
+struct seq_room_fact {
+    struct str room_id;
+    int64_t room_no;
+    bool removed, since_join, direct;
+    int32_t members, member_limit;
+    struct str owner;
+    uint64_t last_seq, last_epoch, last_at, counted;
+};
+void sequencer_fact_room(struct sequencer *sequencer, const struct seq_room_fact *fact);
+void sequencer_fact_member(struct sequencer *sequencer, struct str room_id, struct str account, enum role role, uint64_t join_seq);
+/* The id is in the log at seq, or (seq 0) among the dead letters. */
+void sequencer_fact_id(struct sequencer *sequencer, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash);
+/* The answers to one take_needs are complete (what was not told does not exist), or failed: then the needs come out again. Goes on with parked rooms. */
+void sequencer_facts_done(struct sequencer *sequencer, const struct seq_needs *needs, bool ok, uint64_t now_ms);
+
+/* --- rows --- */
+/* The first row that is not sent, NULL when there is none; the next one behind a row. The writer marks them sent. */
+struct seq_row *sequencer_first_unsent(struct sequencer *sequencer);
+struct seq_row *sequencer_next_row(struct sequencer *sequencer, struct seq_row *row);
+uint64_t seq_row_old_seq(const struct seq_row *row); /* entry seq - 1: the head before it */
+/* In order of rows, per batch. The row is freed. */
+void sequencer_committed(struct sequencer *sequencer, struct seq_row *row);
+/* The database found the id already: the row becomes a void (other hash: also a dead letter conflict). It is unsent again. */
+void sequencer_late_duplicate(struct sequencer *sequencer, struct seq_row *row, uint64_t of_seq, int64_t hash);
+/* The database refuses this row for good (class 22/23, alone in its batch): void + dead letter; unsent again. */
+void sequencer_row_refused(struct sequencer *sequencer, struct seq_row *row);
+/* A batch did not commit: its rows, and all behind them, are unsent again. */
+void sequencer_rewind(struct sequencer *sequencer);
+
+/* --- acks --- */
+/* The last tag below which all are settled, when it grew since the last call; else 0. Ack it "multiple". */
+uint64_t sequencer_take_ack(struct sequencer *sequencer);
+
+/* --- what others may ask --- */
+struct seq_room_view {
+    int64_t room_no;
+    uint64_t last_seq, durable_seq, durable_epoch, epoch;
+    bool removed, since_join;
+};
+/* A room in memory; false: not known here (ask the database). */
+bool sequencer_find_room(struct sequencer *sequencer, struct str room_id, struct seq_room_view *view);
+/* A member in memory whose join is committed. ROLE_NONE: not known here, ask the database. */
+enum role sequencer_find_member(struct sequencer *sequencer, struct str room_id, struct str account, uint64_t *join_seq);
+
+struct sequencer_counters {
+    uint64_t delivered_total, sequenced_total, duplicates_total, dead_total, voids_total, transient_total;
+    size_t rows, parked, unpersisted_bytes, rooms, members;
+};
+struct sequencer_counters sequencer_counters(const struct sequencer *sequencer);
+/* End of a turn: caches go back to their bounds (never what is uncommitted or parked). */
+void sequencer_trim(struct sequencer *sequencer);
+
+#endif

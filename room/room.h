@@ -1,0 +1,76 @@
+/*
+ * Rooms and members as rows: Create, Get, lists. What changes a room that exists goes through the log (history_submit_op), never through here.
+ * Asynchronous functions answer once, later, on the loop; the request is embedded in the caller's operation and must live until then, as must its slices.
+ * Thread: the loop's.
+ */
+#ifndef ROOMD_ROOM_ROOM_H
+#define ROOMD_ROOM_ROOM_H
+
+#include "name.h"
+#include "room/base/cluster.h"
+#include "room/base/json.h"
+#include "room/base/pg.h"
+
+#define ROOM_CREATE_MEMBERS_MAX 1000
+#define ROOM_GET_MAX 500
+#define ROOM_PAGE_MAX 1000
+
+struct rooms; /* the store */
+struct rooms *rooms_open(struct pg *pg, struct cluster *cluster);
+void rooms_close(struct rooms *rooms);
+
+struct room_create {
+    struct str kind, key, name, owner, extra; /* empty = not given; extra = JSON object text */
+    const struct str *members;                /* each once; owner may be among them */
+    size_t member_count;
+    int32_t member_limit;
+    bool since_join;
+    struct str request_id;
+    int64_t request_hash;                     /* over the body as it came */
+    uint64_t now_ms;
+    void (*done)(struct room_create *create, enum err err);
+    /* ERR_OK, ERR_CONFLICT (request_id with another body), ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK, good for the call: */
+    struct str room_id;
+    struct str room_json;                     /* the `room` object */
+    bool created;
+    struct str founders_json;                 /* of the room as it is: for the announcement */
+    struct pg_query query;
+    void *impl;
+};
+void room_create(struct rooms *rooms, struct room_create *create);
+
+struct room_get {
+    const struct str *room_ids; /* or */
+    size_t room_id_count;
+    struct str key;
+    void (*done)(struct room_get *get, enum err err); /* ERR_OK, ERR_UNAVAILABLE, ERR_TIMEOUT */
+    struct str rooms_json;      /* array of `room` objects found, in the order asked for; good for the call */
+    size_t found;
+    struct pg_query query;
+    void *impl;
+};
+void room_get(struct rooms *rooms, struct room_get *get);
+
+struct room_list_accounts {
+    struct str room_id, after; /* after: opaque, from next */
+    int limit;
+    const struct str *account_ids;
+    size_t account_count;      /* > 0: only these */
+    void (*done)(struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
+    struct str answer_json;    /* {"accounts":[…],"next"?:…}; good for the call */
+    struct pg_query query;
+    void *impl;
+};
+void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list);
+
+struct room_list_rooms {
+    struct str account, after;
+    int limit;
+    void (*done)(struct room_list_rooms *list, enum err err);
+    struct str answer_json;    /* {"rooms":[…],"next"?:…} */
+    struct pg_query query;
+    void *impl;
+};
+void room_list_rooms(struct rooms *rooms, struct room_list_rooms *list);
+
+#endif
