@@ -37,13 +37,16 @@ struct envelope {
     bool counted; /* counts as unread */
 
     enum op_kind op;
-    struct json args;        /* the op's own members */
+    struct str name, notice, owner, extra; /* OP_ROOM_UPDATE; p NULL = as it is; extra is JSON text */
+    int32_t member_limit;    /* OP_ROOM_UPDATE; -1 = as it is */
+    struct str reason;
     struct str by;           /* whose act it is; empty = the service's */
     enum role role;          /* OP_MEMBER_ADD */
     uint64_t called_at;      /* unix ms at the instance that took the call */
-    struct str *accounts;    /* OP_MEMBER_*: each once, in the order given */
+    struct str *accounts;    /* OP_MEMBER_*: each once, in the order given; OP_ROOM_UPDATE: the new owner */
     size_t account_count;
     struct buf scratch;      /* unescaped texts */
+    struct buf meta_text;
 };
 
 /*
@@ -55,6 +58,7 @@ struct envelope_source {
     bool from_op_exchange;
     struct str content_type, content_encoding;
     struct str shard;         /* the queue's: another shard's room is bad_request */
+    struct str message_id;    /* the AMQP property: stands in for a missing client_msg_id, so that a redelivery has the same id */
     int64_t content_max_bytes;
 };
 MUST_USE enum err envelope_read(struct envelope **out, struct str body, const struct envelope_source *source, const char **why);

@@ -24,7 +24,8 @@ struct history;
 /* News, in the order in which a reader may see them. Connected by main; all are called on the loop, several per turn. */
 struct history_events {
     void *arg;
-    /* An entry of a room on a shard we own (later: also from the feed). durable: committed when shown, else it is early. Ascending seq per room. Hold it to keep it. */
+    /* An entry of a room on a shard we own (later: also from the feed). durable: committed when shown, else it is early. Ascending seq per room,
+     * but for one case: a void (durable) may come for a seq shown early as a message, which is then to be forgotten. Hold it to keep it. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All up to seq is committed. */
     void (*durable)(void *arg, struct str room_id, uint64_t seq);

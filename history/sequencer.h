@@ -73,7 +73,8 @@ struct seq_row {
 
 struct sequencer_events {
     void *arg;
-    /* An entry may be seen now: durable = committed already (ops, and what waited behind them), else early. In seq order per room. */
+    /* An entry may be seen now: durable = committed already (ops, and what waited behind them), else early. In seq order per room, but for
+     * one case: a void (durable) may come for a seq that was shown early as a message; that message is to be forgotten. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All entries of the room up to seq are committed. After shown() of all of them. */
     void (*durable)(void *arg, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
@@ -81,8 +82,9 @@ struct sequencer_events {
     void (*transient)(void *arg, struct str room_id, struct str json);
     /* A message was refused (best effort, before its dead letter is committed). */
     void (*rejected)(void *arg, const struct envelope *envelope, enum err err, const char *why);
-    /* Committed: an op, or the message with this id. duplicate: it had been there before. entry NULL: refused (dead letter). For waiting callers. */
-    void (*settled)(void *arg, struct id128 message_id, enum err result, const struct entry *entry, bool duplicate, struct str meta);
+    /* Committed: an op, or the message with this id. For waiting callers. seq 0: refused (dead letter). duplicate: it had been there before, at seq.
+     * meta: an op's result members; empty when duplicate (look it up in the log). */
+    void (*settled)(void *arg, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
 };
 
 struct sequencer_settings {
@@ -115,14 +117,16 @@ struct seq_need_id {
     struct str room_id;
     struct id128 message_id;
 };
-struct seq_needs { /* slices are good until sequencer_facts_done or sequencer_channel_lost… copy them */
+struct seq_needs { /* slices are copied: good until seq_needs_clear */
+    struct buf text;
+    uint64_t asking;
     struct seq_need_room *rooms;
     struct seq_need_member *members;
     struct seq_need_id *ids;
     size_t room_count, member_count, id_count;
 };
 /* Moves all new needs out (each handed out once per asking; asked again when an answer was lost, see facts_done). false: none. */
-bool sequencer_take_needs(struct sequencer *sequencer, struct seq_needs *needs);
+bool sequencer_take_needs(struct sequencer *sequencer, struct seq_needs *needs); /* needs: zeroed, or cleared before */
 void seq_needs_clear(struct seq_needs *needs);
 
 struct seq_room_fact {

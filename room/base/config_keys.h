@@ -35,7 +35,7 @@ CONFIG_KEY(unpersisted_max_bytes, CONFIG_BYTES, "64m", 1048576, 4294967296, "acc
 CONFIG_KEY(batch_max_rows, CONFIG_INT, "500", 1, 10000, "rows in one commit")
 CONFIG_KEY(batches_in_flight, CONFIG_INT, "2", 1, 8, "commits on the way at once")
 CONFIG_KEY(content_max_bytes, CONFIG_BYTES, "64k", 1024, 1048576, "largest content of one message")
-CONFIG_KEY(dedup_window, CONFIG_INT, "100000", 0, 10000000, "committed message ids kept in memory per shard; behind it the database answers")
+CONFIG_KEY(dedup_window, CONFIG_INT, "20000", 0, 10000000, "committed message ids kept in memory per shard; behind it the database answers")
 CONFIG_KEY(member_cache, CONFIG_INT, "200000", 1000, 100000000, "(room, account) roles kept in memory per instance")
 CONFIG_KEY(room_cache, CONFIG_INT, "100000", 1000, 100000000, "rooms kept in memory per instance")
 CONFIG_KEY(op_timeout_ms, CONFIG_MS, "5000", 100, 60000, "a room change not durable for so long answers timeout")
