@@ -1,0 +1,184 @@
+/*
+ * What the files of history/ know of each other; nobody outside includes this.
+ *
+ *   history.c  wiring, topology, one turn of the loop, news to the outside, metrics
+ *   shard.c    ownership of one shard: from the lease to the running consumer, and the way back
+ *   inbox.c    deliveries into the sequencer, acks out of it, back-pressure
+ *   facts.c    what sequencers need to know from the database, all shards in one round
+ *   writer.c   rows of all shards into few commits
+ *   outbox.c   dead letters to the broker
+ *   op.c       callers: publish, confirm, wait for the owner's answer
+ *   reader.c, access.c   pages of committed entries, facts for callers   (struct reader)
+ *
+ * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that something happened to
+ * since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.
+ */
+#ifndef ROOMD_HISTORY_INTERNAL_H
+#define ROOMD_HISTORY_INTERNAL_H
+
+#include "history.h"
+#include "room/base/map.h"
+#include "sequencer.h"
+
+struct reader;
+struct facts;
+struct writer;
+struct outbox;
+struct calls;
+struct topology;
+
+struct history_stats {
+    uint64_t rejected_total;                  /* bodies and messages that became dead letters */
+    uint64_t dead_by_reason[ERR_COUNT];       /* committed dead letters */
+    struct sequencer_counters gone;           /* sums of shards that are no longer here */
+};
+
+struct history {
+    uv_loop_t *loop;
+    const struct config *config;
+    struct pg *pg;
+    struct history_events events;
+    /* From history_connect; NULL before. */
+    struct cluster *cluster;
+    struct amqp_link *publish, *consume;
+
+    struct map shards_by_name;
+    struct list shards;      /* all that are ours or on their way */
+    struct list dirty;       /* shards to be looked at in this turn */
+    struct list closing;     /* shards that are given up and wait for close-ok */
+
+    struct reader *reader;   /* reader.c's own; history only opens, closes and tells */
+    struct facts *facts;
+    struct writer *writer;
+    struct outbox *outbox;
+    struct calls *calls;
+    struct topology *topology;
+
+    uv_check_t check;
+    uv_prepare_t prepare;
+    bool in_turn;
+
+    bool draining;
+    void (*drained)(void *arg);
+    void *drained_arg;
+    uv_timer_t drain_timer;
+
+    bool paused;             /* the consuming link is not read: too much is not committed yet */
+    size_t unpersisted_bytes;
+    struct history_stats stats;
+};
+
+/* Owner time: the database's clock as far as known, else ours. */
+uint64_t history_now_ms(const struct history *history);
+/* Statement about where a shard's lease is; NULL cluster: nobody's. */
+const struct cluster_shard *history_lease(const struct history *history, struct str shard);
+
+/* ------------------------------------------------------------------------------------------------------------- shard */
+
+/*
+ *   taken ─▶ WAITING ─0 consumers─▶ SUBSCRIBING ─consume-ok─▶ RUNNING ─drain─▶ DRAINING ─all committed─▶ CLOSING ─close-ok─▶ released
+ *               ▲                        │                       │                │
+ *               └──────channel lost──────┴───────────────────────┘                └─channel lost─▶ DRAINING without a channel
+ *   lost, fenced: from anywhere to GONE (freed at close-ok; nothing is acked any more)
+ */
+enum shard_state { SHARD_WAITING, SHARD_SUBSCRIBING, SHARD_RUNNING, SHARD_DRAINING, SHARD_CLOSING, SHARD_GONE };
+
+struct shard {
+    struct history *history;
+    struct map_link by_name;
+    struct list link;        /* history->shards or ->closing */
+    struct list dirty_link;  /* history->dirty */
+    char name[SHARD_MAX_BYTES + 1];
+    char queue[SHARD_MAX_BYTES + 16];
+    uint64_t epoch;
+    enum shard_state state;
+    struct sequencer *sequencer;    /* NULL once GONE */
+    struct amqp_consumer *consumer; /* NULL: no channel */
+
+    bool inspecting;         /* a passive declare is on its way */
+    uint64_t inspect_id;     /* answers of earlier ones are not for us */
+    uv_timer_t timer;        /* next look; heap-freed with the shard */
+    uint64_t taken_at_ms;    /* loop clock */
+
+    /* inbox */
+    size_t unpersisted_bytes;/* as of the last turn */
+    /* writer */
+    struct list write_link;  /* shards with unsent rows */
+    int in_flight;           /* batches on the way, or of unknown outcome, that hold rows of ours */
+};
+
+/* NULL: not ours. Also shards that are not running yet or any more (see state). */
+struct shard *history_find_shard(const struct history *history, struct str shard);
+/* The shard of a room; NULL: not ours, or no such name. */
+struct shard *history_find_shard_of(const struct history *history, struct str room_id);
+/* Something happened: needs, rows or acks may have to be fetched. */
+void shard_mark_dirty(struct shard *shard);
+bool shard_is_sequencing(const struct shard *shard); /* WAITING (after a lost channel), SUBSCRIBING, RUNNING: memory is right, facts are welcome */
+
+void shard_taken(struct history *history, struct str name, uint64_t epoch);
+void shard_lost(struct shard *shard, const char *why); /* lease lost or fenced: at once; the shard must not be used afterwards */
+void shard_give_up(struct shard *shard, const char *why); /* ours is wrong (an epoch cannot go on): close, then release the lease */
+void shard_drain(struct shard *shard);
+void shard_drained_check(struct shard *shard); /* called in the turn: DRAINING goes on when nothing is on the way */
+void shard_link_up(struct shard *shard);
+void shard_free_all(struct history *history);
+
+/* ------------------------------------------------------------------------------------------------------------- inbox */
+
+extern const struct amqp_consumer_events inbox_events; /* owner: struct shard */
+void inbox_take_acks(struct shard *shard);
+void inbox_back_pressure(struct history *history);
+
+/* ------------------------------------------------------------------------------------------------------------- facts */
+
+struct facts *facts_open(struct history *history);
+void facts_close(struct facts *facts);
+void facts_turn(struct facts *facts);                             /* asks what all shards need */
+void facts_collect(struct facts *facts, struct shard *shard);     /* remembers that this shard has needs */
+void facts_forget_shard(struct facts *facts, struct shard *shard);
+
+/* ------------------------------------------------------------------------------------------------------------ writer */
+
+struct writer *writer_open(struct history *history);
+void writer_close(struct writer *writer);
+void writer_offer(struct writer *writer, struct shard *shard);    /* the shard has unsent rows */
+void writer_turn(struct writer *writer);
+/* The shard goes: its rows are forgotten wherever they are. */
+void writer_forget_shard(struct writer *writer, struct shard *shard);
+void writer_metrics(const struct writer *writer, struct buf *out);
+
+/* ------------------------------------------------------------------------------------------------------------ outbox */
+
+struct outbox *outbox_open(struct history *history);
+void outbox_close(struct outbox *outbox);
+void outbox_kick(struct outbox *outbox); /* there may be something to send */
+void outbox_metrics(const struct outbox *outbox, struct buf *out);
+
+/* ------------------------------------------------------------------------------------------------------------- calls */
+
+struct calls *calls_open(struct history *history);
+void calls_close(struct calls *calls);
+/* The owner's answer for an id, from a shard of ours (or, later, from the feed). */
+void calls_settled(struct calls *calls, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
+/* An entry was shown: callers that wait for their seq only. */
+void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry);
+void calls_metrics(const struct calls *calls, struct buf *out);
+
+/* ------------------------------------------------------------------------------------------------------------ reader */
+
+/*
+ * reader.c and access.c write these and everything of history.h's parts "facts about a room", "Pull", "ranges" and "where is a cursor valid".
+ * They find history->pg, history->cluster, history->config, history->loop here, and rooms in memory through
+ *     struct shard *shard = history_find_shard_of(history, room_id);
+ *     if (shard && shard_is_sequencing(shard)) sequencer_find_room(shard->sequencer, …), sequencer_find_member(…)
+ */
+struct reader *reader_open(struct history *history); /* before history_connect: cluster and links are still NULL */
+void reader_close(struct reader *reader);            /* requests still open are forgotten: their done is not called */
+void reader_turn(struct reader *reader);             /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
+/* All entries of the room up to seq are committed (a shard of ours). The entry at seq has this epoch. */
+void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
+/* A shard became ours or was lost. */
+void reader_epoch(struct reader *reader, struct str shard, uint64_t epoch, bool ours);
+void reader_metrics(const struct reader *reader, struct buf *out);
+
+#endif
