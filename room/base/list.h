@@ -69,13 +69,10 @@ static inline void list_splice_back(struct list *to, struct list *from)
 
 #define list_entry(link, type, member) container_of(link, type, member)
 
-/* The body may remove the current item, nothing else. */
+/* The body may remove (and free) the current item, nothing else; break and continue do what they do in any loop. */
 #define list_for_each(item, list, member)                                                                              \
-    for (__typeof__(*(item)) *next_##item = NULL, *stop_##item = NULL;                                                 \
-         !stop_##item; stop_##item = (void *)1, (void)next_##item)                                                     \
-        for ((item) = list_entry((list)->next, __typeof__(*(item)), member),                                           \
-            next_##item = list_entry((item)->member.next, __typeof__(*(item)), member);                                \
-             &(item)->member != (list);                                                                                \
-             (item) = next_##item, next_##item = list_entry((item)->member.next, __typeof__(*(item)), member))
+    for (struct list *at_##item = (list)->next, *next_##item = at_##item->next;                                        \
+         at_##item != (list) && ((item) = list_entry(at_##item, __typeof__(*(item)), member), true);                   \
+         at_##item = next_##item, next_##item = at_##item->next)
 
 #endif
