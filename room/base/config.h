@@ -31,11 +31,20 @@ struct config {
 #undef CONFIG_KEY
 };
 
-/* `path` may be NULL (defaults and environment only). On failure `why` holds a sentence with file, line and key, one line per
- * problem. `environ` as of main. */
+/*
+ * `path` may be NULL: defaults and environment only. `environment` as main gets it; NULL = none.
+ * On failure *config is empty and *why holds a sentence with file, line and key, one line per problem.
+ */
 MUST_USE bool config_load(struct config *config, const char *path, char *const *environment, struct buf *why);
 void config_clear(struct config *config);
-void config_print(const struct config *config, struct buf *out);  /* every key with its value and source-free, secrets as *** */
-void config_manual(struct buf *out);                              /* every key with type, default, bounds and help, for --help and docs */
+
+/* What serving needs beyond a configuration that is well formed: keys. `migrate` does without. */
+MUST_USE bool config_check_serve(const struct config *config, struct buf *why);
+
+void config_print(const struct config *config, struct buf *out); /* `key = value` lines; secrets as *** */
+void config_manual(struct buf *out);                             /* a Markdown table of every key, for --help and docs */
+
+/* Takes the next item off a comma-separated list, without the spaces around it; false at the end. Empty items are skipped. */
+bool config_list_next(struct str *list, struct str *item);
 
 #endif
