@@ -19,9 +19,19 @@ struct rooms; /* the store */
 struct rooms *rooms_open(struct pg *pg, struct cluster *cluster);
 void rooms_close(struct rooms *rooms);
 
+/*
+ * Lists of rooms show each room's last entry. How an entry looks is history's business, which stands to the right of this folder: main
+ * connects its writer here. `column` is the first of ENTRY_COLUMNS in the result.
+ */
+#define ENTRY_COLUMNS(e)                                                                                               \
+    e ".seq, " e ".epoch, " e ".at, " e ".counted, " e ".type, " e ".state, " e ".message_id, " e ".sender, "          \
+    e ".client_msg_id, " e ".kind, " e ".content, " e ".meta"
+typedef void (*room_entry_writer)(struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
+void rooms_show_entries_with(struct rooms *rooms, room_entry_writer write);
+
 struct room_create {
     struct str kind, key, name, owner, extra; /* empty = not given; extra = JSON object text */
-    const struct str *members;                /* each once; owner may be among them */
+    const struct str *members;                /* each once; the owner, when given, is among them. direct: exactly two */
     size_t member_count;
     int32_t member_limit;
     bool since_join;
@@ -33,9 +43,8 @@ struct room_create {
     struct str room_id;
     struct str room_json;                     /* the `room` object */
     bool created;
-    struct str founders_json;                 /* of the room as it is: for the announcement */
+    struct str founders_json;                 /* for the announcement: who is in it since it was made; empty when that is long ago */
     struct pg_query query;
-    void *impl;
 };
 void room_create(struct rooms *rooms, struct room_create *create);
 
@@ -47,7 +56,6 @@ struct room_get {
     struct str rooms_json;      /* array of `room` objects found, in the order asked for; good for the call */
     size_t found;
     struct pg_query query;
-    void *impl;
 };
 void room_get(struct rooms *rooms, struct room_get *get);
 
@@ -59,7 +67,6 @@ struct room_list_accounts {
     void (*done)(struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
     struct str answer_json;    /* {"accounts":[…],"next"?:…}; good for the call */
     struct pg_query query;
-    void *impl;
 };
 void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list);
 
@@ -69,7 +76,7 @@ struct room_list_rooms {
     void (*done)(struct room_list_rooms *list, enum err err);
     struct str answer_json;    /* {"rooms":[…],"next"?:…} */
     struct pg_query query;
-    void *impl;
+    struct rooms *rooms;
 };
 void room_list_rooms(struct rooms *rooms, struct room_list_rooms *list);
 
