@@ -77,7 +77,8 @@ void http_reply_on_gone(struct http_reply *reply, void (*gone)(void *arg), void 
 struct wire_events {
     /* Bytes arrived; returns how many were used, the rest comes again with more. May close the wire. */
     size_t (*read)(void *owner, const char *p, size_t n);
-    /* What was given to wire_write has been taken by the kernel: the buffers are yours again. May write again or close. */
+    /* What was given to wire_write has been taken by the kernel: the buffers are yours again. May write again or close.
+     * On a later turn, never from inside wire_write. */
     void (*written)(void *owner);
     /* The peer is gone, or wire_close has finished. The last call; the wire is freed afterwards. Buffers of an unfinished write are yours again. */
     void (*closed)(void *owner);
