@@ -53,7 +53,7 @@ struct seq_row {
     int64_t room_no;
     struct envelope *envelope;
     struct entry *entry;   /* NULL: a dead letter only */
-    struct id128 message_id; /* zero: none in the unique index (a late duplicate's void) */
+    struct id128 message_id; /* of the entry, or of the outbox row; zero: null there (a late duplicate's void, a body that was no message) */
     uint64_t of_seq;       /* void of a late duplicate */
     uint64_t counted;
     struct str content, meta; /* as log_entry stores them */
@@ -137,6 +137,7 @@ struct seq_room_fact {
     struct str owner;
     uint64_t last_seq, last_epoch, last_at, counted;
 };
+/* Rooms first: members and ids of a room that is not known are dropped. */
 void sequencer_fact_room(struct sequencer *sequencer, const struct seq_room_fact *fact);
 void sequencer_fact_member(struct sequencer *sequencer, struct str room_id, struct str account, enum role role, uint64_t join_seq);
 /* The id is in the log at seq, or (seq 0) among the dead letters. */

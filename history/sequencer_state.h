@@ -1,0 +1,127 @@
+/*
+ * What a sequencer keeps in memory, and the small steps on it. Private to the sequencer's files:
+ * sequencer.c (the way of a delivery, commits), sequencer_op.c (room and member changes), sequencer_state.c (this).
+ */
+#ifndef ROOMD_HISTORY_SEQUENCER_STATE_H
+#define ROOMD_HISTORY_SEQUENCER_STATE_H
+
+#include "sequencer.h"
+
+/* A message id that is in the log: pinned while its row is not committed, then one of the last dedup_window. */
+struct seen {
+    struct map_link by_id;
+    struct list age; /* on no list while the row is uncommitted */
+    struct id128 id;
+    int64_t hash;
+    uint64_t seq;
+    struct seq_row *row; /* NULL: committed */
+};
+
+/* What we know of one account in one room. ROLE_NONE only while its leaving is not committed: absence is not remembered. */
+struct known_member {
+    struct map_link by_account;
+    struct list lru;
+    int64_t room_no;
+    uint64_t join_seq;
+    enum role role;
+    uint32_t pins; /* uncommitted changes */
+    struct str account;
+    char text[];
+};
+
+/* A delivery on its way; on the stack when nothing is missing, on the heap when its room is parked. */
+struct delivery {
+    struct list link;     /* the room's parked ones, in order */
+    struct list ask_link; /* the sequencer's unasked or asked ones */
+    struct seq_room *room;
+    struct envelope *envelope;
+    uint64_t tag;
+    uint64_t asking; /* number of the asking that will answer; 0 = not asked */
+    bool redelivered;
+    bool answered;   /* what memory does not hold does not exist */
+    bool dead_known; /* its id is among the dead letters */
+};
+
+struct seq_room {
+    struct map_link by_id;
+    struct list lru;
+    struct list rows;     /* uncommitted, in order */
+    struct list parked;   /* struct delivery, in order */
+    struct list run_link; /* while facts are being told */
+    int64_t room_no;
+    uint64_t last_seq, last_at, counted;
+    uint64_t durable_seq, durable_epoch;
+    int32_t members, member_limit;
+    uint32_t barriers; /* uncommitted ops: nothing behind the first is shown early */
+    bool loaded, removed, since_join, direct;
+    bool reload; /* what an op did was taken back: forget the room when nothing hangs on it */
+    size_t owner_n;
+    char owner[ACCOUNT_MAX_BYTES];
+    struct str room_id;
+    char text[];
+};
+
+struct tag_slot {
+    uint64_t next_same; /* the next tag that the same row settles; 0 = last */
+    bool settled;
+};
+
+/* One state per delivery tag of the current channel. */
+struct tag_ring {
+    struct tag_slot *slots;
+    size_t capacity;     /* a power of two */
+    uint64_t base, next; /* tags base .. next-1 are not acked */
+    uint64_t told;       /* acked up to here */
+};
+
+struct sequencer {
+    struct sequencer_settings settings;
+    char shard_text[SHARD_MAX_BYTES + 1];
+    struct sequencer_events events;
+    struct map rooms, members, seen, dead_rows;
+    struct list room_lru, member_lru, seen_age;
+    size_t seen_committed;
+    struct list rows;
+    struct list unasked, asked;
+    uint64_t askings;
+    struct tag_ring ring;
+    struct sequencer_counters counters;
+};
+
+/* rooms */
+struct seq_room *room_find(struct sequencer *s, struct str room_id);
+struct seq_room *room_find_or_make(struct sequencer *s, struct str room_id);
+bool room_idle(const struct seq_room *room); /* nothing hangs on it */
+void room_free(struct sequencer *s, struct seq_room *room);
+
+/* members */
+struct known_member *member_find(struct sequencer *s, const struct seq_room *room, struct str account);
+struct known_member *member_put(struct sequencer *s, const struct seq_room *room, struct str account, enum role role, uint64_t join_seq);
+void member_free(struct sequencer *s, struct known_member *member);
+
+/* ids */
+struct seen *seen_find(struct sequencer *s, struct id128 id);
+struct seen *seen_put(struct sequencer *s, struct id128 id, int64_t hash, uint64_t seq, struct seq_row *row);
+void seen_committed(struct sequencer *s, struct seen *seen);
+struct seq_row *dead_row_find(struct sequencer *s, struct id128 id);
+
+/* tags */
+void ring_push(struct tag_ring *ring, uint64_t tag);
+void ring_bind(struct tag_ring *ring, struct seq_row *row, uint64_t tag);
+void ring_settle(struct tag_ring *ring, uint64_t tag);      /* one tag */
+void ring_settle_row(struct tag_ring *ring, struct seq_row *row); /* all that hang on the row */
+void ring_reset(struct tag_ring *ring);
+
+/* rows */
+struct seq_row *row_new(struct sequencer *s, struct seq_room *room, struct delivery *delivery); /* takes the envelope */
+void row_entry(struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms); /* next seq of its room */
+void row_replace_entry(struct sequencer *s, struct seq_row *row, enum entry_type type);         /* same seq, other content */
+void row_free(struct sequencer *s, struct seq_row *row);
+void row_dead(struct sequencer *s, struct seq_row *row, enum err err, const char *why);
+
+/* ops: fills row (entry, changes, result) */
+void op_apply(struct sequencer *s, struct seq_row *row, uint64_t now_ms);
+void op_committed(struct sequencer *s, struct seq_row *row);
+void op_undo(struct sequencer *s, struct seq_row *row);
+
+#endif
