@@ -30,6 +30,11 @@ complain() {
 
 # --- packages ---
 
+# What it takes to build roomd and to start it with its servers.
+# shellcheck disable=SC2034 # for the caller
+PACKAGES_TO_RUN=(gcc libc6-dev cmake ninja-build pkg-config libh2o-dev libuv1-dev libwslay-dev librabbitmq-dev libpq-dev libmsgpack-dev libjansson-dev
+    libjwt-dev libinih-dev libssl-dev postgresql-15 rabbitmq-server openssl curl perl-base util-linux)
+
 packages_missing() {
     local package
     for package in "$@"; do
@@ -113,7 +118,7 @@ daemon() {
     daemon_pid=$!
     disown "$daemon_pid" # no word from the shell when it is killed
     # Between fork and exec it is still a copy of this shell, and would look like somebody else's process.
-    until { tr '\0' '\n' <"/proc/$daemon_pid/environ" | grep -q '^SERVERS_HOME='; } 2>/dev/null || [ -z "$(ps_parent "$daemon_pid")" ]; do
+    until process_alive "$daemon_pid" "$home" || [ -z "$(ps_parent "$daemon_pid")" ]; do
         sleep 0.01
     done
 }
@@ -165,7 +170,7 @@ processes_end() {
 
 servers_watch() {
     # shellcheck disable=SC2016 # expanded by the inner shell
-    daemon "$2" /dev/null /dev/null env SERVERS_HOME=watch bash -c '. "$1"; tail --pid="$2" -s 0.2 -f /dev/null; processes_end "$3"' watch "${BASH_SOURCE[0]}" "$1" "$2"
+    daemon / /dev/null /dev/null bash -c '. "$1"; tail --pid="$2" -s 0.2 -f /dev/null; processes_end "$3"' watch "${BASH_SOURCE[0]}" "$1" "$2"
 }
 
 # --- PostgreSQL ---
