@@ -48,9 +48,11 @@ void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
 /* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest after `within_ms`. */
 void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg);
-void history_stop(struct history *history); /* frees */
+/* Frees, once libuv has closed its handles. The links must have been closed before (their consumers end with them); pg must still be there. */
+void history_stop(struct history *history);
 
 bool history_ready(const struct history *history);          /* topology declared, publish link up and not blocked */
+const char *history_why_not_ready(const struct history *history); /* a sentence for readyz; NULL when ready */
 size_t history_shards_ours(const struct history *history);  /* consuming */
 
 /* --- facts about a room for a reader or caller: from memory when we own its shard, else one query, batched per turn --- */
@@ -64,6 +66,7 @@ struct history_access {
     uint64_t join_seq;
     struct cursor head;       /* durable, with the epoch of the entry there */
     struct list link;         /* history's */
+    size_t nth;
 };
 void history_ask_access(struct history *history, struct history_access *access);
 void history_access_forget(struct history_access *access); /* done will not come */
@@ -147,9 +150,13 @@ struct history_validity {
     struct cursor valid;      /* what of it is valid, with the epoch of the entry there */
     struct cursor head;       /* durable head at that time */
     struct list link;
+    size_t nth;
 };
 void history_check_cursor(struct history *history, struct history_validity *validity);
 void history_validity_forget(struct history_validity *validity);
+
+/* How lists of rooms show an entry (room.h, rooms_show_entries_with): the row's ENTRY_COLUMNS begin at `column`. */
+void history_write_row(struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
 
 /* The epoch under which the shard of a room is sequenced now, and whether by us. 0: unknown. */
 uint64_t history_epoch(const struct history *history, struct str room_id, bool *ours);

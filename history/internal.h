@@ -7,6 +7,7 @@
  *   facts.c    what sequencers need to know from the database, all shards in one round
  *   writer.c   rows of all shards into few commits
  *   outbox.c   dead letters to the broker
+ *   topology.c exchanges, queues, bindings
  *   op.c       callers: publish, confirm, wait for the owner's answer
  *   reader.c, access.c   pages of committed entries, facts for callers   (struct reader)
  *
@@ -28,9 +29,8 @@ struct calls;
 struct topology;
 
 struct history_stats {
-    uint64_t rejected_total;                  /* bodies and messages that became dead letters */
-    uint64_t dead_by_reason[ERR_COUNT];       /* committed dead letters */
-    struct sequencer_counters gone;           /* sums of shards that are no longer here */
+    uint64_t dead_by_reason[ERR_COUNT]; /* committed dead letters */
+    struct sequencer_counters gone;     /* sums of shards that are no longer here; of the gauges nothing */
 };
 
 struct history {
@@ -56,12 +56,14 @@ struct history {
 
     uv_check_t check;
     uv_prepare_t prepare;
-    bool in_turn;
+    uv_timer_t look_timer;   /* runs while a shard waits for its queue to be free */
+    uv_timer_t drain_timer;
+    int handles;             /* not yet closed */
+    uint64_t looks;          /* numbers of passive declares */
 
     bool draining;
     void (*drained)(void *arg);
     void *drained_arg;
-    uv_timer_t drain_timer;
 
     bool paused;             /* the consuming link is not read: too much is not committed yet */
     size_t unpersisted_bytes;
@@ -70,8 +72,10 @@ struct history {
 
 /* Owner time: the database's clock as far as known, else ours. */
 uint64_t history_now_ms(const struct history *history);
-/* Statement about where a shard's lease is; NULL cluster: nobody's. */
-const struct cluster_shard *history_lease(const struct history *history, struct str shard);
+/* Adds the counters of a shard that goes. */
+void history_bury(struct history *history, const struct sequencer *sequencer);
+void history_drained_check(struct history *history);
+extern const struct sequencer_events history_sequencer_events; /* arg is set by the shard: itself */
 
 /* ------------------------------------------------------------------------------------------------------------- shard */
 
@@ -95,13 +99,15 @@ struct shard {
     struct sequencer *sequencer;    /* NULL once GONE */
     struct amqp_consumer *consumer; /* NULL: no channel */
 
-    bool inspecting;         /* a passive declare is on its way */
-    uint64_t inspect_id;     /* answers of earlier ones are not for us */
-    uv_timer_t timer;        /* next look; heap-freed with the shard */
+    uint64_t looking;        /* number of the passive declare on its way; 0: none */
+    uint64_t next_look_ms;   /* loop clock */
     uint64_t taken_at_ms;    /* loop clock */
+    bool complained;         /* about somebody else who goes on consuming */
 
     /* inbox */
-    size_t unpersisted_bytes;/* as of the last turn */
+    size_t unpersisted_bytes; /* as of the last turn */
+    /* facts */
+    struct list facts_link;  /* shards with needs */
     /* writer */
     struct list write_link;  /* shards with unsent rows */
     int in_flight;           /* batches on the way, or of unknown outcome, that hold rows of ours */
@@ -113,15 +119,20 @@ struct shard *history_find_shard(const struct history *history, struct str shard
 struct shard *history_find_shard_of(const struct history *history, struct str room_id);
 /* Something happened: needs, rows or acks may have to be fetched. */
 void shard_mark_dirty(struct shard *shard);
-bool shard_is_sequencing(const struct shard *shard); /* WAITING (after a lost channel), SUBSCRIBING, RUNNING: memory is right, facts are welcome */
+bool shard_is_sequencing(const struct shard *shard); /* WAITING, SUBSCRIBING, RUNNING: its memory is right, facts are welcome */
 
 void shard_taken(struct history *history, struct str name, uint64_t epoch);
-void shard_lost(struct shard *shard, const char *why); /* lease lost or fenced: at once; the shard must not be used afterwards */
-void shard_give_up(struct shard *shard, const char *why); /* ours is wrong (an epoch cannot go on): close, then release the lease */
+void shard_look(struct shard *shard); /* WAITING: is anybody still consuming? */
+/* The lease is gone, or the fence refused us: stop at once. The shard must not be used afterwards. */
+void shard_lost(struct shard *shard, const char *why);
+/* What we have in memory cannot go on under this epoch: close, then release the lease. Nothing of it may be in flight. */
+void shard_give_up(struct shard *shard, const char *why);
 void shard_drain(struct shard *shard);
-void shard_drained_check(struct shard *shard); /* called in the turn: DRAINING goes on when nothing is on the way */
-void shard_link_up(struct shard *shard);
-void shard_free_all(struct history *history);
+void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when nothing is on its way any more */
+void shard_drain_force(struct shard *shard); /* the time is over: close and release with what is not committed */
+void shard_channel_started(struct shard *shard);
+void shard_channel_lost(struct shard *shard, enum err err, struct str text);
+void shard_free_all(struct history *history); /* links are closed already */
 
 /* ------------------------------------------------------------------------------------------------------------- inbox */
 
@@ -163,6 +174,13 @@ void calls_settled(struct calls *calls, struct id128 message_id, enum err result
 /* An entry was shown: callers that wait for their seq only. */
 void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry);
 void calls_metrics(const struct calls *calls, struct buf *out);
+
+/* ---------------------------------------------------------------------------------------------------------- topology */
+
+struct topology *topology_open(struct history *history);
+void topology_close(struct topology *topology);
+void topology_link_up(struct topology *topology);
+const char *topology_missing(const struct topology *topology); /* NULL: all is declared; else a sentence */
 
 /* ------------------------------------------------------------------------------------------------------------ reader */
 

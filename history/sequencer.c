@@ -108,8 +108,7 @@ void sequencer_refuse(
     ring_push(&s->ring, tag);
     s->counters.delivered_total++;
     row = row_new(s, NULL, &delivery);
-    row->message_id = (struct id128){{0}}; /* it never was a message: nothing to recognise it by */
-    row_dead(s, row, err, why);
+    row_dead(s, row, (struct id128){{0}}, err, why); /* it never was a message: nothing to recognise it by */
 }
 
 void sequencer_channel_lost(struct sequencer *s)
@@ -375,7 +374,7 @@ static void decide(struct sequencer *s, struct delivery *delivery, uint64_t now_
     else if (!envelope->op)
         err = check_sender(s, delivery, &why);
     if (err)
-        row_dead(s, row_new(s, room->loaded ? room : NULL, delivery), err, why);
+        row_dead(s, row_new(s, room->loaded ? room : NULL, delivery), envelope->message_id, err, why);
     else
         accept(s, delivery, now_ms);
 }
@@ -399,7 +398,7 @@ static bool settle_repeat(struct sequencer *s, struct delivery *delivery)
     if (!seen)
         return false;
     if (seen->hash != envelope->hash) {
-        row_dead(s, row_new(s, delivery->room->loaded ? delivery->room : NULL, delivery), ERR_CONFLICT,
+        row_dead(s, row_new(s, delivery->room->loaded ? delivery->room : NULL, delivery), envelope->message_id, ERR_CONFLICT,
             err_sentence(ERR_CONFLICT));
         return true;
     }
@@ -611,7 +610,7 @@ void sequencer_late_duplicate(struct sequencer *s, struct seq_row *row, uint64_t
     seen->hash = hash;
     s->counters.duplicates_total++;
     if (conflict)
-        row_dead(s, row, ERR_CONFLICT, err_sentence(ERR_CONFLICT));
+        row_dead(s, row, row->envelope->message_id, ERR_CONFLICT, err_sentence(ERR_CONFLICT));
 }
 
 void sequencer_row_refused(struct sequencer *s, struct seq_row *row)
@@ -623,7 +622,7 @@ void sequencer_row_refused(struct sequencer *s, struct seq_row *row)
         return;
     }
     become_void(s, row, 0);
-    row_dead(s, row, ERR_BAD_REQUEST, why);
+    row_dead(s, row, row->envelope->message_id, ERR_BAD_REQUEST, why);
     row->result = ERR_BAD_REQUEST;
 }
 

@@ -53,7 +53,7 @@ struct seq_row {
     int64_t room_no;
     struct envelope *envelope;
     struct entry *entry;   /* NULL: a dead letter only */
-    struct id128 message_id; /* of the entry, or of the outbox row; zero: null there (a late duplicate's void, a body that was no message) */
+    struct id128 message_id; /* of the entry; zero: null there (a late duplicate's void) */
     uint64_t of_seq;       /* void of a late duplicate */
     uint64_t counted;
     struct str content, meta; /* as log_entry stores them */
@@ -62,6 +62,7 @@ struct seq_row {
     struct seq_room_change change;
     enum err dead;         /* not ERR_OK: goes to the outbox with this reason */
     const char *why;       /* the sentence to it, static */
+    struct id128 dead_id;  /* message_id of the outbox row; zero: null there (a body that was no message) */
     enum err result;       /* ops: what the caller is told */
     bool shown;            /* given to shown() already */
     bool sent;             /* the writer's: on its way to the database */

@@ -154,7 +154,7 @@ void seen_committed(struct sequencer *s, struct seen *seen)
 
 static bool dead_row_is(const struct map_link *link, const void *key)
 {
-    return id128_eq(container_of(link, struct seq_row, by_id)->message_id, *(const struct id128 *)key);
+    return id128_eq(container_of(link, struct seq_row, by_id)->dead_id, *(const struct id128 *)key);
 }
 
 struct seq_row *dead_row_find(struct sequencer *s, struct id128 id)
@@ -309,7 +309,7 @@ void row_free(struct sequencer *s, struct seq_row *row)
 {
     s->counters.unpersisted_bytes -= row->bytes;
     s->counters.rows--;
-    if (row->dead && !row->entry && !id128_is_zero(row->message_id))
+    if (row->dead && !row->entry && !id128_is_zero(row->dead_id))
         map_remove(&s->dead_rows, &row->by_id);
     list_remove(&row->link);
     list_remove(&row->room_link);
@@ -320,12 +320,13 @@ void row_free(struct sequencer *s, struct seq_row *row)
     free(row);
 }
 
-void row_dead(struct sequencer *s, struct seq_row *row, enum err err, const char *why)
+void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum err err, const char *why)
 {
+    row->dead_id = id;
     row->dead = err;
     row->why = why;
-    if (!row->entry && !id128_is_zero(row->message_id))
-        map_insert(&s->dead_rows, id_hash(row->message_id), &row->by_id);
+    if (!row->entry && !id128_is_zero(id))
+        map_insert(&s->dead_rows, id_hash(id), &row->by_id);
     s->counters.dead_total++;
     s->events.rejected(s->events.arg, row->envelope, err, why);
 }

@@ -117,7 +117,7 @@ struct seq_row *row_new(struct sequencer *s, struct seq_room *room, struct deliv
 void row_entry(struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms); /* next seq of its room */
 void row_replace_entry(struct sequencer *s, struct seq_row *row, enum entry_type type);         /* same seq, other content */
 void row_free(struct sequencer *s, struct seq_row *row);
-void row_dead(struct sequencer *s, struct seq_row *row, enum err err, const char *why);
+void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum err err, const char *why);
 
 /* ops: fills row (entry, changes, result) */
 void op_apply(struct sequencer *s, struct seq_row *row, uint64_t now_ms);
