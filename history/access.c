@@ -1,0 +1,321 @@
+/* Facts about rooms for readers and callers: from the sequencer's memory when the shard is ours, else one query per turn for all. */
+#include "reader.h"
+
+#include <stdlib.h>
+
+#include "room/base/log.h"
+
+enum { BATCH_MAX = 1000 };
+
+/* One question to the database on behalf of many. */
+struct batch {
+    struct list link; /* reader->access_batches or ->validity_batches */
+    struct reader *reader;
+    struct pg_query query;
+    struct list asked; /* by their nth, which is the row of the answer; those who forgot it are gone from here */
+};
+
+static void ask_database(struct reader *reader, struct list *accesses);
+static void access_on_rows(struct pg_query *query, enum err err, const PGresult *result);
+static void check_cursors(struct reader *reader, struct list *validities);
+static void validity_on_rows(struct pg_query *query, enum err err, const PGresult *result);
+static void free_batches(struct list *batches);
+
+void access_open(struct reader *reader)
+{
+    list_init(&reader->accesses);
+    list_init(&reader->access_batches);
+    list_init(&reader->validities);
+    list_init(&reader->validity_batches);
+    list_init(&reader->rooms_by_use);
+    map_init(&reader->rooms);
+}
+
+void access_close(struct reader *reader)
+{
+    struct list *link;
+
+    free_batches(&reader->access_batches);
+    free_batches(&reader->validity_batches);
+    while (list_pop_front(&reader->accesses))
+        ;
+    while (list_pop_front(&reader->validities))
+        ;
+    map_clear(&reader->rooms);
+    while ((link = list_pop_front(&reader->rooms_by_use)))
+        free(list_entry(link, struct room_fact, link));
+}
+
+static void free_batches(struct list *batches)
+{
+    struct list *link;
+
+    while ((link = list_pop_front(batches))) {
+        struct batch *batch = list_entry(link, struct batch, link);
+
+        pg_forget(&batch->query);
+        while (list_pop_front(&batch->asked))
+            ;
+        free(batch);
+    }
+}
+
+void access_turn(struct reader *reader)
+{
+    struct list asked;
+    struct list *link;
+
+    list_init(&asked);
+    while ((link = list_pop_front(&reader->accesses))) {
+        struct history_access *access = list_entry(link, struct history_access, link);
+        enum err err;
+
+        if (access_from_memory(reader, access, &err))
+            access->done(access, err);
+        else
+            list_push_back(&asked, &access->link);
+    }
+    while (!list_empty(&asked))
+        ask_database(reader, &asked);
+    while (!list_empty(&reader->validities))
+        check_cursors(reader, &reader->validities);
+}
+
+static struct batch *batch_new(struct reader *reader, struct list *batches, const struct pg_statement *statement,
+    void (*done)(struct pg_query *query, enum err err, const PGresult *result))
+{
+    struct batch *batch = xcalloc(1, sizeof *batch);
+
+    batch->reader = reader;
+    batch->query = (struct pg_query){.statement = statement, .lane = PG_READ, .done = done};
+    list_init(&batch->asked);
+    list_push_back(batches, &batch->link);
+    return batch;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ access */
+
+static const struct pg_statement access_statement = {
+    .name = "history_access",
+    .sql = "SELECT r.room_no, r.removed, r.since_join, h.last_epoch, h.last_seq, m.role, m.join_seq "
+           "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY x(room_id, account, n) "
+           "LEFT JOIN room r ON r.room_id = x.room_id COLLATE \"C\" LEFT JOIN room_head h ON h.room_no = r.room_no "
+           "LEFT JOIN room_member m ON m.room_no = r.room_no AND m.account = x.account COLLATE \"C\" ORDER BY x.n",
+    .params = 2,
+};
+
+void history_ask_access(struct history *history, struct history_access *access)
+{
+    list_push_back(&history->reader->accesses, &access->link);
+    reader_wake(history->reader);
+}
+
+void history_access_forget(struct history_access *access)
+{
+    list_remove(&access->link);
+}
+
+static enum err access_verdict(const struct history_access *access)
+{
+    return access->account.n && access->role == ROLE_NONE ? ERR_NOT_MEMBER : ERR_OK;
+}
+
+bool access_from_memory(struct reader *reader, struct history_access *access, enum err *err)
+{
+    struct shard *shard = history_find_shard_of(reader->history, access->room_id);
+    struct seq_room_view view;
+
+    if (!shard || !shard_is_sequencing(shard) || !sequencer_find_room(shard->sequencer, access->room_id, &view))
+        return false;
+    access->role = ROLE_NONE;
+    access->join_seq = 0;
+    if (access->account.n) {
+        access->role = sequencer_find_member(shard->sequencer, access->room_id, access->account, &access->join_seq);
+        if (access->role == ROLE_NONE) /* absence is never remembered */
+            return false;
+    }
+    access->room_no = view.room_no;
+    access->removed = view.removed;
+    access->since_join = view.since_join;
+    access->head = (struct cursor){view.durable_epoch, view.durable_seq};
+    reader->access_counters.from_memory_total++;
+    *err = ERR_OK;
+    return true;
+}
+
+static void ask_database(struct reader *reader, struct list *accesses)
+{
+    struct batch *batch = batch_new(reader, &reader->access_batches, &access_statement, access_on_rows);
+    struct pg_params params = {0};
+    struct pg_array room_ids = {0}, accounts = {0};
+    struct list *link;
+    size_t n = 0;
+
+    pg_array_reset(&room_ids, PG_TEXT);
+    pg_array_reset(&accounts, PG_TEXT);
+    while (n < BATCH_MAX && (link = list_pop_front(accesses))) {
+        struct history_access *access = list_entry(link, struct history_access, link);
+
+        access->nth = n++;
+        pg_array_bytes(&room_ids, access->room_id);
+        pg_array_bytes(&accounts, access->account);
+        list_push_back(&batch->asked, &access->link);
+    }
+    reader->access_counters.asked_total += n;
+    pg_param_array(&params, &room_ids);
+    pg_param_array(&params, &accounts);
+    pg_submit(reader->history->pg, &batch->query, &params);
+    pg_array_clear(&room_ids);
+    pg_array_clear(&accounts);
+    pg_params_clear(&params);
+}
+
+static bool same_room(const struct map_link *link, const void *key)
+{
+    const struct room_fact *fact = container_of(link, struct room_fact, by_id);
+    const struct str *room_id = key;
+
+    return str_eq(*room_id, (struct str){fact->room_id, fact->n});
+}
+
+const struct room_fact *reader_find_room(struct reader *reader, struct str room_id)
+{
+    struct map_link *link = map_find(&reader->rooms, map_hash(room_id.p, room_id.n), same_room, &room_id);
+    struct room_fact *fact;
+
+    if (!link)
+        return NULL;
+    fact = container_of(link, struct room_fact, by_id);
+    list_remove(&fact->link);
+    list_push_back(&reader->rooms_by_use, &fact->link);
+    return fact;
+}
+
+static void remember_room(struct reader *reader, struct str room_id, int64_t room_no, bool since_join)
+{
+    struct room_fact *fact;
+
+    if (room_id.n > ROOM_ID_MAX_BYTES || reader_find_room(reader, room_id))
+        return;
+    fact = xcalloc(1, sizeof *fact);
+    memcpy(fact->room_id, room_id.p, room_id.n);
+    fact->n = (uint8_t)room_id.n;
+    fact->room_no = room_no;
+    fact->since_join = since_join;
+    map_insert(&reader->rooms, map_hash(room_id.p, room_id.n), &fact->by_id);
+    list_push_back(&reader->rooms_by_use, &fact->link);
+    if (reader->rooms.count > (size_t)reader->history->config->room_cache) {
+        struct room_fact *oldest = list_entry(list_pop_front(&reader->rooms_by_use), struct room_fact, link);
+
+        map_remove(&reader->rooms, &oldest->by_id);
+        free(oldest);
+    }
+}
+
+static enum err access_fill(struct reader *reader, struct history_access *access, const PGresult *result)
+{
+    int row = (int)access->nth;
+
+    if (pg_is_null(result, row, 0))
+        return ERR_NO_SUCH_ROOM;
+    access->room_no = pg_get_i64(result, row, 0);
+    access->removed = pg_get_bool(result, row, 1);
+    access->since_join = pg_get_bool(result, row, 2);
+    access->head = (struct cursor){(uint64_t)pg_get_i64(result, row, 3), (uint64_t)pg_get_i64(result, row, 4)};
+    access->role = (enum role)pg_get_i64(result, row, 5);
+    access->join_seq = (uint64_t)pg_get_i64(result, row, 6);
+    remember_room(reader, access->room_id, access->room_no, access->since_join);
+    return access_verdict(access);
+}
+
+static void access_on_rows(struct pg_query *query, enum err err, const PGresult *result)
+{
+    struct batch *batch = container_of(query, struct batch, query);
+    struct list *link;
+
+    err = reader_error(query, err, result);
+    /* What the answers set off may forget others of this batch, or close the reader's owner no sooner than the next turn. */
+    while ((link = list_pop_front(&batch->asked))) {
+        struct history_access *access = list_entry(link, struct history_access, link);
+
+        access->done(access, err ? err : access_fill(batch->reader, access, result));
+    }
+    list_remove(&batch->link);
+    free(batch);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- validity */
+
+static const struct pg_statement validity_statement = {
+    .name = "history_valid_cursor",
+    .sql = "SELECT v.valid_epoch, v.valid_seq, v.head_epoch, v.head_seq "
+           "FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY x(room_no, epoch, seq, n) "
+           "CROSS JOIN LATERAL valid_cursor(x.room_no, x.epoch, x.seq) v ORDER BY x.n",
+    .params = 3,
+};
+
+void history_check_cursor(struct history *history, struct history_validity *validity)
+{
+    list_push_back(&history->reader->validities, &validity->link);
+    reader_wake(history->reader);
+}
+
+void history_validity_forget(struct history_validity *validity)
+{
+    list_remove(&validity->link);
+}
+
+static int64_t as_bigint(uint64_t value)
+{
+    return value > INT64_MAX ? INT64_MAX : (int64_t)value;
+}
+
+static void check_cursors(struct reader *reader, struct list *validities)
+{
+    struct batch *batch = batch_new(reader, &reader->validity_batches, &validity_statement, validity_on_rows);
+    struct pg_params params = {0};
+    struct pg_array rooms = {0}, epochs = {0}, seqs = {0};
+    struct list *link;
+    size_t n = 0;
+
+    pg_array_reset(&rooms, PG_INT8);
+    pg_array_reset(&epochs, PG_INT8);
+    pg_array_reset(&seqs, PG_INT8);
+    while (n < BATCH_MAX && (link = list_pop_front(validities))) {
+        struct history_validity *validity = list_entry(link, struct history_validity, link);
+
+        validity->nth = n++;
+        pg_array_i64(&rooms, validity->room_no);
+        pg_array_i64(&epochs, as_bigint(validity->cursor.epoch));
+        pg_array_i64(&seqs, as_bigint(validity->cursor.seq));
+        list_push_back(&batch->asked, &validity->link);
+    }
+    pg_param_array(&params, &rooms);
+    pg_param_array(&params, &epochs);
+    pg_param_array(&params, &seqs);
+    pg_submit(reader->history->pg, &batch->query, &params);
+    pg_array_clear(&rooms);
+    pg_array_clear(&epochs);
+    pg_array_clear(&seqs);
+    pg_params_clear(&params);
+}
+
+static void validity_on_rows(struct pg_query *query, enum err err, const PGresult *result)
+{
+    struct batch *batch = container_of(query, struct batch, query);
+    struct list *link;
+
+    err = reader_error(query, err, result);
+    while ((link = list_pop_front(&batch->asked))) {
+        struct history_validity *validity = list_entry(link, struct history_validity, link);
+        int row = (int)validity->nth;
+
+        if (!err) {
+            validity->valid = (struct cursor){(uint64_t)pg_get_i64(result, row, 0), (uint64_t)pg_get_i64(result, row, 1)};
+            validity->head = (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 3)};
+        }
+        validity->done(validity, err);
+    }
+    list_remove(&batch->link);
+    free(batch);
+}
