@@ -104,8 +104,8 @@ void buf_printf(struct buf *buf, const char *format, ...)
 /* RFC 8259 7: what must be escaped is '"', '\' and what stands below U+0020. */
 void buf_json_string(struct buf *buf, struct str s)
 {
-    static const char escape[128] = {['"'] = '"', ['\\'] = '\\', ['\b'] = 'b', ['\f'] = 'f', ['\n'] = 'n', ['\r'] = 'r',
-        ['\t'] = 't'};
+    static const char escape[128] = {
+        ['"'] = '"', ['\\'] = '\\', ['\b'] = 'b', ['\f'] = 'f', ['\n'] = 'n', ['\r'] = 'r', ['\t'] = 't'};
     static const char hex[] = "0123456789abcdef";
     size_t done = 0;
 
@@ -127,7 +127,8 @@ void buf_json_string(struct buf *buf, struct str s)
             buf_char(buf, hex[c & 15]);
         }
     }
-    buf_add(buf, s.p + done, s.n - done);
+    if (done < s.n)
+        buf_add(buf, s.p + done, s.n - done);
     buf_char(buf, '"');
 }
 

@@ -18,7 +18,7 @@ struct setting {
 };
 
 static const struct setting settings[] = {
-#define CONFIG_KEY(name, type, fallback, least, most, help)                                                            \
+#define CONFIG_KEY(name, type, fallback, least, most, help) \
     {#name, type, fallback, least, most, help, offsetof(struct config, name)},
 #include "config_keys.h"
 #undef CONFIG_KEY
@@ -29,8 +29,8 @@ enum { SETTINGS = countof(settings) };
 /* What one source (file or environment) says about each setting, before anything is made of it. */
 struct source {
     struct {
-        char *text;  /* NULL: nothing */
-        char *where; /* "roomd.conf:7", "ROOMD_LOG_LEVEL" */
+        char *text;   /* NULL: nothing */
+        char *where;  /* "roomd.conf:7", "ROOMD_LOG_LEVEL" */
         bool is_path; /* given as <key>_file */
     } given[SETTINGS];
 };
@@ -38,8 +38,8 @@ struct source {
 static void source_from_file(struct source *source, const char *path, struct buf *why);
 static void source_from_environment(struct source *source, char *const *environment, struct buf *why);
 static void source_apply(struct source *source, struct config *config, struct buf *why);
-static bool value_set(struct config *config, const struct setting *setting, const char *text, const char *where,
-    struct buf *why);
+static bool value_set(
+    struct config *config, const struct setting *setting, const char *text, const char *where, struct buf *why);
 static void check_together(const struct config *config, struct buf *why);
 
 bool config_load(struct config *config, const char *path, char *const *environment, struct buf *why)
@@ -416,11 +416,11 @@ static bool number_read(const struct setting *setting, const char *text, int64_t
     return errno == 0 && *end == '\0' && unit > 0 && !__builtin_mul_overflow(*number, unit, number);
 }
 
-static bool number_set(struct config *config, const struct setting *setting, const char *text, const char *where,
-    struct buf *why)
+static bool number_set(
+    struct config *config, const struct setting *setting, const char *text, const char *where, struct buf *why)
 {
-    static const char *const kind[] = {
-        [CONFIG_INT] = "a whole number", [CONFIG_MS] = "a whole number of milliseconds",
+    static const char *const kind[] = {[CONFIG_INT] = "a whole number",
+        [CONFIG_MS] = "a whole number of milliseconds",
         [CONFIG_BYTES] = "a number of bytes, or of k, m, g (such as 64k)"};
     int64_t number;
 
@@ -436,8 +436,8 @@ static bool number_set(struct config *config, const struct setting *setting, con
     return false;
 }
 
-static bool bool_set(struct config *config, const struct setting *setting, const char *text, const char *where,
-    struct buf *why)
+static bool bool_set(
+    struct config *config, const struct setting *setting, const char *text, const char *where, struct buf *why)
 {
     static const char *const words[] = {"false", "true", "no", "yes", "0", "1"};
 
@@ -451,8 +451,8 @@ static bool bool_set(struct config *config, const struct setting *setting, const
     return false;
 }
 
-static bool value_set(struct config *config, const struct setting *setting, const char *text, const char *where,
-    struct buf *why)
+static bool value_set(
+    struct config *config, const struct setting *setting, const char *text, const char *where, struct buf *why)
 {
     const char **value;
 
@@ -546,8 +546,8 @@ static void check_together(const struct config *config, struct buf *why)
     enum log_level level;
 
     if (!log_level_parse(config->log_level, &level))
-        buf_printf(why, "log_level: is %s; debug, info, warn or error is expected\n",
-            log_quote(str_of(config->log_level)));
+        buf_printf(
+            why, "log_level: is %s; debug, info, warn or error is expected\n", log_quote(str_of(config->log_level)));
     check_not_empty("instance_name", config->instance_name, why);
     check_not_empty("listen_address", config->listen_address, why);
     check_not_empty("database_url", config->database_url, why);
@@ -579,8 +579,9 @@ bool config_check_serve(const struct config *config, struct buf *why)
         ok = false;
     }
     if (!config_list_next(&tickets, &item)) {
-        buf_text(why, "ticket_keys: is empty, so nobody could open a stream; give at least one kid:key, the same on every "
-                      "instance (`openssl rand -hex 32` makes a key)\n");
+        buf_text(why,
+            "ticket_keys: is empty, so nobody could open a stream; give at least one kid:key, the same on every "
+            "instance (`openssl rand -hex 32` makes a key)\n");
         ok = false;
     }
     return ok;
@@ -616,8 +617,12 @@ void config_print(const struct config *config, struct buf *out)
 
 static void manual_values(struct buf *out, const struct setting *setting)
 {
-    static const char *const kind[] = {[CONFIG_TEXT] = "text", [CONFIG_SECRET] = "secret", [CONFIG_INT] = "number",
-        [CONFIG_MS] = "milliseconds", [CONFIG_BYTES] = "bytes", [CONFIG_BOOL] = "yes or no"};
+    static const char *const kind[] = {[CONFIG_TEXT] = "text",
+        [CONFIG_SECRET] = "secret",
+        [CONFIG_INT] = "number",
+        [CONFIG_MS] = "milliseconds",
+        [CONFIG_BYTES] = "bytes",
+        [CONFIG_BOOL] = "yes or no"};
 
     buf_text(out, kind[setting->type]);
     if (is_text(setting) || setting->type == CONFIG_BOOL)
@@ -630,13 +635,14 @@ static void manual_values(struct buf *out, const struct setting *setting)
 
 void config_manual(struct buf *out)
 {
-    buf_text(out, "Every setting has a default and may be set in the configuration file as `key = value` and in the\n"
-                  "environment as ROOMD_KEY (in capitals: log_level is ROOMD_LOG_LEVEL), which wins over the file.\n"
-                  "A `;` or `#` at the beginning of a line makes it a comment; a line that begins with a space goes on\n"
-                  "with the value above. A secret may stand in a file of its own: `key_file = path` (first line counts).\n"
-                  "Milliseconds are plain numbers; bytes may end in k, m or g (1024).\n\n"
-                  "| setting | default | values | what it is |\n"
-                  "| --- | --- | --- | --- |\n");
+    buf_text(out,
+        "Every setting has a default and may be set in the configuration file as `key = value` and in the\n"
+        "environment as ROOMD_KEY (in capitals: log_level is ROOMD_LOG_LEVEL), which wins over the file.\n"
+        "A `;` or `#` at the beginning of a line makes it a comment; a line that begins with a space goes on\n"
+        "with the value above. A secret may stand in a file of its own: `key_file = path` (first line counts).\n"
+        "Milliseconds are plain numbers; bytes may end in k, m or g (1024).\n\n"
+        "| setting | default | values | what it is |\n"
+        "| --- | --- | --- | --- |\n");
     for (size_t i = 0; i < SETTINGS; i++) {
         const struct setting *setting = &settings[i];
 

@@ -194,7 +194,8 @@ static bool another_follows(struct reader *reader, char close, bool *ok)
         if (c == close)
             return false;
     }
-    *ok = fail(reader, close == '}' ? "a comma or } is expected in a JSON object" : "a comma or ] is expected in a JSON array");
+    *ok = fail(reader,
+        close == '}' ? "a comma or } is expected in a JSON object" : "a comma or ] is expected in a JSON array");
     return false;
 }
 
@@ -306,7 +307,10 @@ static bool read_number(struct reader *reader)
 /* What a byte means inside a string; the text of most strings is PLAIN. */
 enum byte_class { PLAIN, QUOTE, BACKSLASH, CONTROL, HIGH };
 static const unsigned char byte_class[256] = {
-    [0 ... 0x1f] = CONTROL, ['"'] = QUOTE, ['\\'] = BACKSLASH, [0x80 ... 0xff] = HIGH,
+    [0 ... 0x1f] = CONTROL,
+    ['"'] = QUOTE,
+    ['\\'] = BACKSLASH,
+    [0x80 ... 0xff] = HIGH,
 };
 
 static inline const char *skip_plain(const char *p, const char *end)
@@ -333,7 +337,8 @@ static inline const char *skip_plain(const char *p, const char *end)
     return p;
 }
 
-/* Length of the well-formed sequence (Unicode 15, table 3-7) at `p`, whose first byte is >= 0x80; 0 when there is none. */
+/* Length of the well-formed sequence (Unicode 15, table 3-7) at `p`, whose first byte is >= 0x80; 0 when there is none.
+ */
 static inline size_t utf8_sequence(const char *text, const char *end)
 {
     const unsigned char *p = (const unsigned char *)text;

@@ -12,6 +12,10 @@
 
 #define JSON_DEPTH_MAX 32
 
+/* jansson, which libjwt brings into the program, has functions of these names: a call of libjwt would end up here. */
+#define json_string roomd_json_string
+#define json_integer roomd_json_integer
+
 enum json_type { JSON_NONE, JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT };
 
 /* One value inside a text that was checked: its raw text, quotes and brackets included. */

@@ -60,7 +60,7 @@ void log_event(enum log_level level, const char *event, const char *format, ...)
         return;
     n += (size_t)more;
     if (more == 0)
-        n--; /* the space that would have stood before the values */
+        n--;                   /* the space that would have stood before the values */
     if (n > sizeof line - 1) { /* cut: say so */
         n = sizeof line - 1;
         memcpy(line + n - 3, "...", 3);

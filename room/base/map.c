@@ -97,7 +97,8 @@ static struct map_link **bucket_of(const struct map *map, uint64_t hash)
     return &map->buckets[hash & (map->bucket_count - 1)];
 }
 
-/* --- the hash: SipHash-1-3 (Aumasson, Bernstein: SipHash, 2012; the variant with fewer rounds that Rust and Ruby use) --- */
+/* --- the hash: SipHash-1-3 (Aumasson, Bernstein: SipHash, 2012; the variant with fewer rounds that Rust and Ruby use)
+ * --- */
 
 static uint64_t key0, key1;
 
