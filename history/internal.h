@@ -11,8 +11,8 @@
  *   op.c       callers: publish, confirm, wait for the owner's answer
  *   reader.c, access.c   pages of committed entries, facts for callers   (struct reader)
  *
- * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that something happened to
- * since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.
+ * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that
+ * something happened to since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.
  */
 #ifndef ROOMD_HISTORY_INTERNAL_H
 #define ROOMD_HISTORY_INTERNAL_H
@@ -43,11 +43,13 @@ struct history {
     struct amqp_link *publish, *consume;
 
     struct map shards_by_name;
-    struct list shards;      /* all that are ours or on their way */
-    struct list dirty;       /* shards to be looked at in this turn */
-    struct list closing;     /* shards that are given up and wait for close-ok */
+    struct list shards;  /* all that are ours or on their way */
+    struct list dirty;   /* shards to be looked at in this turn */
+    struct list closing; /* shards that are given up and wait for close-ok */
+    struct list looking; /* passive declares on their way */
+    struct list probing; /* the same, asked by the cluster */
 
-    struct reader *reader;   /* reader.c's own; history only opens, closes and tells */
+    struct reader *reader; /* reader.c's own; history only opens, closes and tells */
     struct facts *facts;
     struct writer *writer;
     struct outbox *outbox;
@@ -56,16 +58,16 @@ struct history {
 
     uv_check_t check;
     uv_prepare_t prepare;
-    uv_timer_t look_timer;   /* runs while a shard waits for its queue to be free */
+    uv_timer_t look_timer; /* runs while a shard waits for its queue to be free */
     uv_timer_t drain_timer;
-    int handles;             /* not yet closed */
-    uint64_t looks;          /* numbers of passive declares */
+    int handles;    /* not yet closed */
+    uint64_t looks; /* numbers of passive declares */
 
     bool draining;
     void (*drained)(void *arg);
     void *drained_arg;
 
-    bool paused;             /* the consuming link is not read: too much is not committed yet */
+    bool paused; /* the consuming link is not read: too much is not committed yet */
     size_t unpersisted_bytes;
     struct history_stats stats;
 };
@@ -75,23 +77,26 @@ uint64_t history_now_ms(const struct history *history);
 /* Adds the counters of a shard that goes. */
 void history_bury(struct history *history, const struct sequencer *sequencer);
 void history_drained_check(struct history *history);
+void history_topology_changed(struct history *history);
+void history_keep_looking(struct history *history); /* a shard waits: shard_look again at its next_look_ms */
 extern const struct sequencer_events history_sequencer_events; /* arg is set by the shard: itself */
 
-/* ------------------------------------------------------------------------------------------------------------- shard */
+/* ------------------------------------------------------------------------------------------------------------- shard
+ */
 
 /*
- *   taken ─▶ WAITING ─0 consumers─▶ SUBSCRIBING ─consume-ok─▶ RUNNING ─drain─▶ DRAINING ─all committed─▶ CLOSING ─close-ok─▶ released
- *               ▲                        │                       │                │
- *               └──────channel lost──────┴───────────────────────┘                └─channel lost─▶ DRAINING without a channel
- *   lost, fenced: from anywhere to GONE (freed at close-ok; nothing is acked any more)
+ *   taken ─▶ WAITING ─0 consumers─▶ SUBSCRIBING ─consume-ok─▶ RUNNING ─drain─▶ DRAINING ─all committed─▶ CLOSING
+ * ─close-ok─▶ released ▲                        │                       │                │ └──────channel
+ * lost──────┴───────────────────────┘                └─channel lost─▶ DRAINING without a channel lost, fenced: from
+ * anywhere to GONE (freed at close-ok; nothing is acked any more)
  */
 enum shard_state { SHARD_WAITING, SHARD_SUBSCRIBING, SHARD_RUNNING, SHARD_DRAINING, SHARD_CLOSING, SHARD_GONE };
 
 struct shard {
     struct history *history;
     struct map_link by_name;
-    struct list link;        /* history->shards or ->closing */
-    struct list dirty_link;  /* history->dirty */
+    struct list link;       /* history->shards or ->closing */
+    struct list dirty_link; /* history->dirty */
     char name[SHARD_MAX_BYTES + 1];
     char queue[SHARD_MAX_BYTES + 16];
     uint64_t epoch;
@@ -99,18 +104,18 @@ struct shard {
     struct sequencer *sequencer;    /* NULL once GONE */
     struct amqp_consumer *consumer; /* NULL: no channel */
 
-    uint64_t looking;        /* number of the passive declare on its way; 0: none */
-    uint64_t next_look_ms;   /* loop clock */
-    uint64_t taken_at_ms;    /* loop clock */
-    bool complained;         /* about somebody else who goes on consuming */
+    uint64_t looking;      /* number of the passive declare on its way; 0: none */
+    uint64_t next_look_ms; /* loop clock */
+    uint64_t taken_at_ms;  /* loop clock */
+    bool complained;       /* about somebody else who goes on consuming */
 
     /* inbox */
     size_t unpersisted_bytes; /* as of the last turn */
     /* facts */
-    struct list facts_link;  /* shards with needs */
+    struct list facts_link; /* shards with needs */
     /* writer */
-    struct list write_link;  /* shards with unsent rows */
-    int in_flight;           /* batches on the way, or of unknown outcome, that hold rows of ours */
+    struct list write_link; /* shards with unsent rows */
+    int in_flight;          /* batches on the way, or of unknown outcome, that hold rows of ours */
 };
 
 /* NULL: not ours. Also shards that are not running yet or any more (see state). */
@@ -119,13 +124,15 @@ struct shard *history_find_shard(const struct history *history, struct str shard
 struct shard *history_find_shard_of(const struct history *history, struct str room_id);
 /* Something happened: needs, rows or acks may have to be fetched. */
 void shard_mark_dirty(struct shard *shard);
-bool shard_is_sequencing(const struct shard *shard); /* WAITING, SUBSCRIBING, RUNNING: its memory is right, facts are welcome */
+bool shard_is_sequencing(
+    const struct shard *shard); /* WAITING, SUBSCRIBING, RUNNING: its memory is right, facts are welcome */
 
 void shard_taken(struct history *history, struct str name, uint64_t epoch);
 void shard_look(struct shard *shard); /* WAITING: is anybody still consuming? */
 /* The lease is gone, or the fence refused us: stop at once. The shard must not be used afterwards. */
 void shard_lost(struct shard *shard, const char *why);
-/* What we have in memory cannot go on under this epoch: close, then release the lease. Nothing of it may be in flight. */
+/* What we have in memory cannot go on under this epoch: close, then release the lease. Nothing of it may be in flight.
+ */
 void shard_give_up(struct shard *shard, const char *why);
 void shard_drain(struct shard *shard);
 void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when nothing is on its way any more */
@@ -134,65 +141,75 @@ void shard_channel_started(struct shard *shard);
 void shard_channel_lost(struct shard *shard, enum err err, struct str text);
 void shard_free_all(struct history *history); /* links are closed already */
 
-/* ------------------------------------------------------------------------------------------------------------- inbox */
+/* ------------------------------------------------------------------------------------------------------------- inbox
+ */
 
 extern const struct amqp_consumer_events inbox_events; /* owner: struct shard */
 void inbox_take_acks(struct shard *shard);
 void inbox_back_pressure(struct history *history);
 
-/* ------------------------------------------------------------------------------------------------------------- facts */
+/* ------------------------------------------------------------------------------------------------------------- facts
+ */
 
 struct facts *facts_open(struct history *history);
 void facts_close(struct facts *facts);
-void facts_turn(struct facts *facts);                             /* asks what all shards need */
-void facts_collect(struct facts *facts, struct shard *shard);     /* remembers that this shard has needs */
+void facts_turn(struct facts *facts);                         /* asks what all shards need */
+void facts_collect(struct facts *facts, struct shard *shard); /* remembers that this shard has needs */
 void facts_forget_shard(struct facts *facts, struct shard *shard);
 
-/* ------------------------------------------------------------------------------------------------------------ writer */
+/* ------------------------------------------------------------------------------------------------------------ writer
+ */
 
 struct writer *writer_open(struct history *history);
 void writer_close(struct writer *writer);
-void writer_offer(struct writer *writer, struct shard *shard);    /* the shard has unsent rows */
+void writer_connected(struct writer *writer);                  /* history->cluster is there */
+void writer_offer(struct writer *writer, struct shard *shard); /* the shard has unsent rows */
 void writer_turn(struct writer *writer);
 /* The shard goes: its rows are forgotten wherever they are. */
 void writer_forget_shard(struct writer *writer, struct shard *shard);
 void writer_metrics(const struct writer *writer, struct buf *out);
 
-/* ------------------------------------------------------------------------------------------------------------ outbox */
+/* ------------------------------------------------------------------------------------------------------------ outbox
+ */
 
 struct outbox *outbox_open(struct history *history);
 void outbox_close(struct outbox *outbox);
 void outbox_kick(struct outbox *outbox); /* there may be something to send */
 void outbox_metrics(const struct outbox *outbox, struct buf *out);
 
-/* ------------------------------------------------------------------------------------------------------------- calls */
+/* ------------------------------------------------------------------------------------------------------------- calls
+ */
 
 struct calls *calls_open(struct history *history);
 void calls_close(struct calls *calls);
 /* The owner's answer for an id, from a shard of ours (or, later, from the feed). */
-void calls_settled(struct calls *calls, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
+void calls_settled(
+    struct calls *calls, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
 /* An entry was shown: callers that wait for their seq only. */
 void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry);
 void calls_metrics(const struct calls *calls, struct buf *out);
 
-/* ---------------------------------------------------------------------------------------------------------- topology */
+/* ---------------------------------------------------------------------------------------------------------- topology
+ */
 
 struct topology *topology_open(struct history *history);
 void topology_close(struct topology *topology);
 void topology_link_up(struct topology *topology);
 const char *topology_missing(const struct topology *topology); /* NULL: all is declared; else a sentence */
 
-/* ------------------------------------------------------------------------------------------------------------ reader */
+/* ------------------------------------------------------------------------------------------------------------ reader
+ */
 
 /*
- * reader.c and access.c write these and everything of history.h's parts "facts about a room", "Pull", "ranges" and "where is a cursor valid".
- * They find history->pg, history->cluster, history->config, history->loop here, and rooms in memory through
- *     struct shard *shard = history_find_shard_of(history, room_id);
- *     if (shard && shard_is_sequencing(shard)) sequencer_find_room(shard->sequencer, …), sequencer_find_member(…)
+ * reader.c and access.c write these and everything of history.h's parts "facts about a room", "Pull", "ranges" and
+ * "where is a cursor valid". They find history->pg, history->cluster, history->config, history->loop here, and rooms in
+ * memory through struct shard *shard = history_find_shard_of(history, room_id); if (shard &&
+ * shard_is_sequencing(shard)) sequencer_find_room(shard->sequencer, …), sequencer_find_member(…)
  */
 struct reader *reader_open(struct history *history); /* before history_connect: cluster and links are still NULL */
 void reader_close(struct reader *reader);            /* requests still open are forgotten: their done is not called */
-void reader_turn(struct reader *reader);             /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
+void reader_turn(
+    struct reader *reader); /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
 /* All entries of the room up to seq are committed (a shard of ours). The entry at seq has this epoch. */
 void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
 /* A shard became ours or was lost. */
