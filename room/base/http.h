@@ -1,7 +1,8 @@
 /*
- * HTTP/1.1 on the loop: a small shim over libh2o, so that the library can be replaced. It knows requests, answers, and sockets taken
- * over for long connections; it knows nothing of chat. HTTP/2 is off. Slow, half-open and ambiguous requests (two lengths, bad
- * framing as far as the library shows it) are cut or answered 400.
+ * HTTP/1.1 on the loop: a small shim over libh2o, so that the library can be replaced. It knows requests, answers, and
+ * sockets taken over for long connections; it knows nothing of chat. HTTP/2 is off. Requests that two programs in a row
+ * could read differently (two lengths, folded lines, ...) are answered 400 and the connection closed; slow and silent
+ * ones are cut without an answer.
  * Thread: the loop's. Every text in a request is borrowed until the handler returns; copy what you keep.
  */
 #ifndef ROOMD_BASE_HTTP_H
@@ -33,43 +34,71 @@ struct http_request {
 
 struct http_settings {
     const char *address;
-    int port;                    /* 0: one the kernel picks, see http_server_port */
-    int64_t request_max_bytes;   /* larger bodies: 413 too_large */
-    int64_t request_timeout_ms;  /* to send a request; idle keep-alive */
-    int64_t write_timeout_ms;    /* an answer nobody reads */
+    int port;                   /* 0: one the kernel picks, see http_server_port */
+    int64_t request_max_bytes;  /* larger bodies: 413 too_large */
+    int64_t request_timeout_ms; /* to send a request; idle keep-alive */
+    int64_t write_timeout_ms;   /* an answer nobody reads */
     int64_t connections_max;
-    int64_t send_buffer_bytes;   /* SO_SNDBUF of accepted sockets */
+    int64_t send_buffer_bytes;  /* SO_SNDBUF of accepted sockets */
     const char *tls_certificate_file, *tls_key_file; /* "" = no TLS */
 };
 
-/* One handler gets every request that is well formed HTTP; it finds its way by path. It must answer `reply` exactly once, now or
- * later. Bodies that are not JSON or MessagePack never get here for POST (415), nor broken MessagePack (400). */
+/*
+ * One handler gets every request that is well formed HTTP; it finds its way by path. It must answer `reply` exactly
+ * once, now or later. A POST whose body is neither JSON nor MessagePack never gets here (415), nor does broken
+ * MessagePack (400) or a GET with a body (400). JSON is not checked yet.
+ */
 typedef void (*http_handler)(void *context, struct http_request *request, struct http_reply *reply);
 
+/*
+ *   ERR_BAD_REQUEST  the address is not a numeric one, or certificate and key cannot be used; the log says why
+ *   ERR_UNAVAILABLE  the port is taken
+ */
 MUST_USE enum err http_server_open(struct http_server **out, uv_loop_t *loop, const struct http_settings *settings,
     http_handler handler, void *context);
-int http_server_port(const struct http_server *server);
-void http_server_stop_listening(struct http_server *server); /* drain: no new connections; keep-alive ends with the next answer */
-void http_server_close(struct http_server *server);          /* cuts what is left, frees */
+int http_server_port(const struct http_server *server); /* -1: no longer listening */
+
+/* Drain: no new connections; keep-alive ends with the next answer. */
+void http_server_stop_listening(struct http_server *server);
+
+/* Cuts what is left: unanswered requests get 503, wires are closed. The memory goes on later turns of the loop, when
+ * the last connection is closed and every reply has been answered by its owner. */
+void http_server_close(struct http_server *server);
+
 struct http_counters {
-    uint64_t connections_open, requests_total, refused_total; /* refused: answered by the shim itself (400, 413, 415, full) */
+    uint64_t connections_open, requests_total;
+    uint64_t refused_total; /* by the shim itself: 400, 413, 415, 417, 431, connections above the most */
 };
 struct http_counters http_server_counters(const struct http_server *server);
 
-/* Header by lower-case name; an empty slice (p NULL) when absent. */
+/* Header by lower-case name, without the space around it; an empty slice (p NULL) when absent. `upgrade` is there only
+ * when Connection names it. Not to be had: content-length, transfer-encoding, expect. */
 struct str http_header(const struct http_request *request, const char *name);
-/* First value of a query parameter, %-decoded into scratch; false when absent or badly encoded. `index` 0, 1, … for repeated ones. */
-bool http_query_param(const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value);
 
-/* --- answers: each ends the reply. The body is copied. --- */
-void http_reply_json(struct http_reply *reply, int status, struct str json); /* MessagePack when the request wants it; Cache-Control: no-store */
+/* A query parameter, %-decoded behind what is in scratch; false when absent or badly encoded (%00 too). `index` 0, 1, …
+ * for repeated ones. */
+bool http_query_param(const struct http_request *request, const char *name, size_t index, struct buf *scratch,
+    struct str *value);
+
+/* --- answers: each ends the reply. The body is copied. All say Cache-Control: no-store. --- */
+
+/* As MessagePack when the request wants it. */
+void http_reply_json(struct http_reply *reply, int status, struct str json);
+
+/* field may be NULL; format NULL = the table's sentence. Adds Retry-After for 429 and 503. */
 void http_reply_error(struct http_reply *reply, enum err err, const char *field, const char *format, ...)
-    PRINTF_LIKE(4, 5); /* field may be NULL; format NULL = the table's sentence. Adds Retry-After for 429/503, Allow for 405 (see http_reply_header) */
+    PRINTF_LIKE(4, 5);
+
 void http_reply_text(struct http_reply *reply, int status, const char *content_type, struct str body);
-/* Adds a header to the coming answer (static name, value copied). */
+
+/* Adds a header to the coming answer (static name, value copied, no line ends in it). */
 void http_reply_header(struct http_reply *reply, const char *name, const char *value);
-/* Called when the client leaves before the answer (once at most, never from inside another http call); answering is still required and goes
- * nowhere. NULL takes it back. For answers that are waited for (long polls) the shim watches the socket. */
+
+/*
+ * For answers that are waited for (long polls): watch the socket, and call `gone` when the client leaves before the
+ * answer; once at most, never from inside another http call. Answering is still required and goes nowhere. NULL takes
+ * it back. Costs a second descriptor while it waits. A client that closes only its sending side counts as gone.
+ */
 void http_reply_on_gone(struct http_reply *reply, void (*gone)(void *arg), void *arg);
 
 /* --- taking a socket over: ends the reply, no HTTP afterwards --- */
@@ -80,21 +109,28 @@ struct wire_events {
     /* What was given to wire_write has been taken by the kernel: the buffers are yours again. May write again or close.
      * On a later turn, never from inside wire_write. */
     void (*written)(void *owner);
-    /* The peer is gone, or wire_close has finished. The last call; the wire is freed afterwards. Buffers of an unfinished write are yours again. */
+    /* The peer is gone, or wire_close has finished. The last call, on a later turn than any of yours; the wire is freed
+     * afterwards. Buffers of an unfinished write are yours again. */
     void (*closed)(void *owner);
 };
 
-/* Answers with `status` (101, or 200 for a close-delimited stream: HTTP/1.1 with Connection: close, the shim adds that), headers and `head` as first
- * bytes, then hands the socket over: ready(owner, wire) once; wire NULL = the client left meanwhile (nothing else will be called).
- * `headers`: name, value, name, value, …, NULL. Not before HTTP/1.1 for 101. Memory: the HTTP request's is freed; an idle wire keeps no read buffer. */
+/*
+ * Answers with `status`, headers (name, value, name, value, …, NULL) and `head` as first bytes, then hands the socket
+ * over: ready(owner, wire) once, on a later turn. wire NULL = the client left meanwhile; nothing else will be called.
+ * 101 needs HTTP/1.1 and gets `Connection: upgrade`; 200 is a stream that ends with its connection, and says so.
+ * Memory: the request's is freed; an idle wire takes 0.7 KiB (15 KiB with TLS) and keeps no read buffer.
+ */
 void http_reply_take_over(struct http_reply *reply, int status, const char *const *headers, struct str head,
     const struct wire_events *events, void *owner, void (*ready)(void *owner, struct wire *wire));
 
-/* One write at a time: only when !wire_writing(). All buffers must live until written() or closed(). Gathered into as few system calls as possible. */
+/* One write at a time: only when !wire_writing(). All buffers must live until written() or closed(); the array need
+ * not. Gathered into as few system calls as possible. */
 void wire_write(struct wire *wire, const uv_buf_t *bufs, size_t count);
-bool wire_writing(const struct wire *wire);
-void wire_close(struct wire *wire); /* now; unsent bytes are lost; closed() follows on a later turn, never from inside this call */
-void wire_stop_reading(struct wire *wire);
+bool wire_writing(const struct wire *wire); /* true also when it is closing */
+
+/* Now; unsent bytes are lost. closed() follows on a later turn, never from inside this call. */
+void wire_close(struct wire *wire);
+void wire_stop_reading(struct wire *wire); /* for good; that the peer left shows then only in a failing write */
 int wire_fd(const struct wire *wire);
 
 #endif
