@@ -277,7 +277,7 @@ static bool skip_digits(struct reader *reader)
 /* RFC 8259 6: no leading zeros or plus, digits on both sides of the point. */
 static bool read_number(struct reader *reader)
 {
-    const char *begin = reader->p;
+    const char *begin;
 
     if (*reader->p == '-')
         reader->p++;
@@ -597,7 +597,7 @@ static void keys_grow(struct keys *keys)
     struct key *old = first ? keys->few : keys->table;
     size_t old_size = first ? FEW_KEYS : keys->table_size;
 
-    keys->table_size = first ? 4 * FEW_KEYS : 2 * old_size;
+    keys->table_size = first ? (size_t)4 * FEW_KEYS : 2 * old_size;
     keys->table = xcalloc(keys->table_size, sizeof *keys->table);
     for (size_t i = 0; i < old_size; i++) {
         if (!old[i].raw.p)
