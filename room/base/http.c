@@ -244,7 +244,7 @@ void http_server_stop_listening(struct http_server *server)
     uv_close((uv_handle_t *)&server->listener, NULL); /* before the number can mean another file */
     close(server->listen_fd);
     server->listen_fd = -1;
-    /* The next answers say Connection: close. (h2o_context_request_shutdown would start HTTP/2's farewell timer too.) */
+    /* The next answers say Connection: close. (h2o_context_request_shutdown would start a timer of HTTP/2 too.) */
     server->h2o.shutdown_requested = 1;
 }
 
