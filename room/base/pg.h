@@ -1,8 +1,8 @@
 /*
- * PostgreSQL on the loop: connections in libpq pipeline mode, each statement its own implicit transaction (one Sync each).
- * A pool has lanes, so that a slow read never stands before a commit or a lease: PG_WRITE and PG_CONTROL have one connection each,
- * PG_READ several. Connections come back by themselves (0.1 to 2 s apart, with jitter). Statements are prepared once per connection.
- * Thread: the loop's. Library: libpq 15.
+ * PostgreSQL on the loop: connections in libpq pipeline mode, each statement its own implicit transaction (one Sync
+ * each). A pool has lanes, so that a slow read never stands before a commit or a lease: PG_WRITE and PG_CONTROL have
+ * one connection each, PG_READ several. Connections come back by themselves (0.1 to 2 s apart, with jitter). Statements
+ * are prepared once per connection. Thread: the loop's. Library: libpq 15.
  */
 #ifndef ROOMD_BASE_PG_H
 #define ROOMD_BASE_PG_H
@@ -21,7 +21,8 @@ enum pg_lane { PG_WRITE, PG_READ, PG_CONTROL, PG_LANES };
 struct pg_settings {
     const char *url;
     int read_connections;
-    int64_t timeout_ms; /* for queries whose own timeout_ms is 0; PG_WRITE has none unless asked: a commit is never given up */
+    int64_t timeout_ms; /* for queries whose own timeout_ms is 0; PG_WRITE has none unless asked: a commit is never
+                           given up */
     int64_t queue_max;  /* per lane; more: ERR_UNAVAILABLE */
 };
 
@@ -34,7 +35,8 @@ struct pg_statement {
 
 #define PG_PARAMS_MAX 64
 
-/* Values for one execution, all in binary format unless text is said. They are copied by pg_submit (into libpq's buffer or ours). */
+/* Values for one execution, all in binary format unless text is said. They are copied by pg_submit (into libpq's buffer
+ * or ours). */
 struct pg_params {
     struct buf data;
     int count;
@@ -47,8 +49,8 @@ struct pg_params {
 void pg_params_reset(struct pg_params *params); /* keeps the memory */
 void pg_params_clear(struct pg_params *params);
 void pg_param_null(struct pg_params *params);
-void pg_param_i64(struct pg_params *params, int64_t value);  /* int8 */
-void pg_param_i32(struct pg_params *params, int32_t value);  /* int4 */
+void pg_param_i64(struct pg_params *params, int64_t value); /* int8 */
+void pg_param_i32(struct pg_params *params, int32_t value); /* int4 */
 void pg_param_bool(struct pg_params *params, bool value);
 void pg_param_text(struct pg_params *params, struct str value); /* also for json/text columns */
 void pg_param_bytea(struct pg_params *params, struct str value);
@@ -84,26 +86,32 @@ struct pg_query {
      *   ERR_DATABASE     the server refused; pg_sqlstate(result) says why
      *   ERR_UNAVAILABLE  was never sent: queue full, no connection until the deadline, pool closed. result NULL
      *   ERR_LOST         was sent, the connection broke: the outcome is unknown. result NULL
-     *   ERR_TIMEOUT      was sent, no answer within timeout_ms: outcome unknown; its connection is discarded. result NULL
+     *   ERR_TIMEOUT      was sent, no answer within timeout_ms: outcome unknown; its connection is discarded. result
+     * NULL
      */
     void (*done)(struct pg_query *query, enum err err, const PGresult *result);
-    /* the pool's */
+    /* the pool's; all zero before the first use */
+    struct pg *pg;
     struct list link;
     struct pg_params *copy;
+    struct pg_slot *slot;
     uint64_t deadline_ms;
-    bool sent;
+    enum { PG_IDLE, PG_WAITING, PG_REFUSED, PG_SENT } state;
 };
-/* Queries of one lane with one connection (PG_WRITE, PG_CONTROL) run in the order of submission. `params` is copied or sent before return. NULL: none.
- * When a connection is away: PG_WRITE refuses at once with ERR_UNAVAILABLE (the writer decides); the others wait for it until their deadline. */
+/* Queries of one lane with one connection (PG_WRITE, PG_CONTROL) run in the order of submission. `params` is copied or
+ * sent before return. NULL: none. When a connection is away: PG_WRITE refuses at once with ERR_UNAVAILABLE (the writer
+ * decides); the others wait for it until their deadline. */
 void pg_submit(struct pg *pg, struct pg_query *query, const struct pg_params *params);
-/* The owner no longer cares: done will not be called. A query already sent still runs. */
+/* The owner no longer cares: done will not be called. A query already sent still runs. Harmless when it is not under
+ * way. */
 void pg_forget(struct pg_query *query);
 
-MUST_USE enum err pg_open(struct pg **out, uv_loop_t *loop, const struct pg_settings *settings); /* returns at once; connects by itself */
+MUST_USE enum err pg_open(
+    struct pg **out, uv_loop_t *loop, const struct pg_settings *settings); /* returns at once; connects by itself */
 void pg_close(struct pg *pg);
 bool pg_up(const struct pg *pg, enum pg_lane lane);
-/* News of a lane's connection: up (each time anew; backend pid and start identify the session) or down (a "down" follows the
- * ERR_LOST of what was in flight). One listener per lane. */
+/* News of a lane's connection: up (each time anew; backend pid and start identify the session) or down (a "down"
+ * follows the ERR_LOST of what was in flight). One listener per lane. */
 void pg_on_state(struct pg *pg, enum pg_lane lane, void (*changed)(void *arg, bool up, int backend_pid), void *arg);
 struct pg_counters {
     uint64_t statements_total, errors_total, reconnects_total;
