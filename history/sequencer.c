@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 /* The way of a delivery - the steps, in the order they run. */
-static bool lacks_facts(struct sequencer *s, struct delivery *delivery, struct seq_needs *needs);
+static bool lacks_facts(struct sequencer *s, const struct delivery *delivery);
 static void decide(struct sequencer *s, struct delivery *delivery, uint64_t now_ms);
 static bool settle_repeat(struct sequencer *s, struct delivery *delivery);
 static enum err check_sender(struct sequencer *s, const struct delivery *delivery, const char **why);
@@ -92,7 +92,7 @@ void sequencer_deliver(
     list_remove(&room->lru);
     list_push_back(&s->room_lru, &room->lru);
     delivery.room = room;
-    if (list_empty(&room->parked) && !lacks_facts(s, &delivery, NULL))
+    if (list_empty(&room->parked) && !lacks_facts(s, &delivery))
         decide(s, &delivery, now_ms);
     else
         park(s, &delivery);
@@ -169,43 +169,49 @@ static void resolve(struct seq_needs *needs, struct str *text)
     text->p = needs->text.p + ((uintptr_t)text->p - 1);
 }
 
-static bool lacks_member(struct sequencer *s, struct delivery *delivery, struct str account, struct seq_needs *needs)
+/* Is the log asked for the id? Always for ops: one that only the COMMIT finds to be a repeat would have changed members in memory meanwhile. */
+static bool looks_up_id(const struct delivery *delivery)
 {
-    struct seq_room *room = delivery->room;
-
-    if (room->loaded && member_find(s, room, account))
-        return false;
-    if (needs)
-        need_member(needs, room->room_id, account);
-    return true;
+    return !delivery->envelope->transient && (delivery->redelivered || delivery->envelope->op);
 }
 
-/* Does memory lack something this delivery is decided by? With `needs`, also says what. */
-static bool lacks_facts(struct sequencer *s, struct delivery *delivery, struct seq_needs *needs)
+/* Does memory lack something this delivery is decided by? */
+static bool lacks_facts(struct sequencer *s, const struct delivery *delivery)
 {
     const struct envelope *envelope = delivery->envelope;
     struct seq_room *room = delivery->room;
-    bool lacks = false;
 
     if (!envelope->transient) {
         if (seen_find(s, envelope->message_id))
             return false;
-        if (delivery->redelivered && !dead_row_find(s, envelope->message_id)) {
-            if (needs)
-                need_id(needs, room->room_id, envelope->message_id);
-            lacks = true;
-        }
+        if (looks_up_id(delivery) && !(delivery->redelivered && dead_row_find(s, envelope->message_id)))
+            return true;
     }
-    if (!room->loaded) {
-        if (needs)
-            need_room(needs, room->room_id);
-        lacks = true;
-    }
+    if (!room->loaded)
+        return true;
     for (size_t i = 0; i < envelope->account_count; i++)
-        lacks |= lacks_member(s, delivery, envelope->accounts[i], needs);
+        if (!member_find(s, room, envelope->accounts[i]))
+            return true;
+    return !envelope->op && envelope->sender.p[0] != '@' && !member_find(s, room, envelope->sender);
+}
+
+/* Everything a parked delivery is decided by, also what memory holds now: it may be evicted before the answer is there, and an answered
+ * delivery takes what memory does not hold for absent. */
+static void need_all(struct seq_needs *needs, const struct delivery *delivery)
+{
+    const struct envelope *envelope = delivery->envelope;
+    struct str room_id = delivery->room->room_id;
+
+    if (!delivery->room->loaded && !delivery->room->room_asking) {
+        delivery->room->room_asking = needs->asking;
+        need_room(needs, room_id);
+    }
+    if (looks_up_id(delivery))
+        need_id(needs, room_id, envelope->message_id);
+    for (size_t i = 0; i < envelope->account_count; i++)
+        need_member(needs, room_id, envelope->accounts[i]);
     if (!envelope->op && envelope->sender.p[0] != '@')
-        lacks |= lacks_member(s, delivery, envelope->sender, needs);
-    return lacks;
+        need_member(needs, room_id, envelope->sender);
 }
 
 bool sequencer_take_needs(struct sequencer *s, struct seq_needs *needs)
@@ -220,7 +226,7 @@ bool sequencer_take_needs(struct sequencer *s, struct seq_needs *needs)
 
         delivery->asking = needs->asking;
         list_push_back(&s->asked, &delivery->ask_link);
-        lacks_facts(s, delivery, needs);
+        need_all(needs, delivery);
     }
     for (size_t i = 0; i < needs->room_count; i++)
         resolve(needs, &needs->rooms[i].room_id);
@@ -242,12 +248,12 @@ void seq_needs_clear(struct seq_needs *needs)
     *needs = (struct seq_needs){0};
 }
 
-void sequencer_fact_room(struct sequencer *s, const struct seq_room_fact *fact)
+void sequencer_fact_room(struct sequencer *s, const struct seq_needs *needs, const struct seq_room_fact *fact)
 {
     struct seq_room *room = room_find(s, fact->room_id);
 
-    if (!room || room->loaded)
-        return;
+    if (!room || room->loaded || room->room_asking != needs->asking)
+        return; /* the answer to a question of an earlier life of this room may be old */
     room->loaded = true;
     room->room_no = fact->room_no;
     room->removed = fact->removed;
@@ -263,35 +269,37 @@ void sequencer_fact_room(struct sequencer *s, const struct seq_room_fact *fact)
     room->counted = fact->counted;
 }
 
-void sequencer_fact_member(
-    struct sequencer *s, struct str room_id, struct str account, enum role role, uint64_t join_seq)
+void sequencer_fact_member(struct sequencer *s, const struct seq_needs *needs, struct str room_id, struct str account, enum role role,
+    uint64_t join_seq)
 {
     struct seq_room *room = room_find(s, room_id);
 
-    /* What memory holds is newer: it may be a change on its way to the database. */
-    if (room && room->loaded && role && !member_find(s, room, account))
+    /* What memory holds is newer: it may be a change on its way to the database. And an answer to a question from before a change was committed may be older than that. */
+    if (room && room->loaded && needs->asking > room->stale_asking && role && !member_find(s, room, account))
         member_put(s, room, account, role, join_seq);
 }
 
-void sequencer_fact_id(
-    struct sequencer *s, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash)
+/* The same delivery, come again and parked: its dead letter is written. */
+static void mark_dead(struct sequencer *s, struct str room_id, struct id128 message_id)
 {
     struct seq_room *room = room_find(s, room_id);
     struct list *at;
 
-    if (seq) {
-        if (!seen_find(s, message_id))
-            seen_committed(s, seen_put(s, message_id, hash, seq, NULL));
-        return;
-    }
-    if (!room)
-        return;
-    for (at = room->parked.next; at != &room->parked; at = at->next) {
+    for (at = room ? room->parked.next : NULL; room && at != &room->parked; at = at->next) {
         struct delivery *parked = list_entry(at, struct delivery, link);
 
         if (parked->redelivered && id128_eq(parked->envelope->message_id, message_id))
             parked->dead_known = true;
     }
+}
+
+void sequencer_fact_id(
+    struct sequencer *s, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash)
+{
+    if (!seq)
+        mark_dead(s, room_id, message_id);
+    else if (!seen_find(s, message_id))
+        seen_committed(s, seen_put(s, message_id, hash, seq, NULL));
 }
 
 static void ask_again(struct sequencer *s, struct delivery *parked)
@@ -303,6 +311,20 @@ static void ask_again(struct sequencer *s, struct delivery *parked)
     list_push_back(&s->unasked, &parked->ask_link);
 }
 
+/* A row of this id is committed: what the log was asked about the id before may be answered from before. */
+static void ask_anew(struct sequencer *s, struct str room_id, struct id128 message_id)
+{
+    struct seq_room *room = s->counters.parked ? room_find(s, room_id) : NULL;
+    struct list *at;
+
+    for (at = room ? room->parked.next : NULL; room && at != &room->parked; at = at->next) {
+        struct delivery *parked = list_entry(at, struct delivery, link);
+
+        if (parked->asking && id128_eq(parked->envelope->message_id, message_id))
+            ask_again(s, parked);
+    }
+}
+
 /* Decides parked deliveries in order as far as facts go. */
 static void run_room(struct sequencer *s, struct seq_room *room, uint64_t now_ms)
 {
@@ -311,7 +333,7 @@ static void run_room(struct sequencer *s, struct seq_room *room, uint64_t now_ms
     while (!list_empty(&room->parked)) {
         struct delivery *parked = list_entry(room->parked.next, struct delivery, link);
 
-        if (!parked->answered && lacks_facts(s, parked, NULL))
+        if (!parked->answered && lacks_facts(s, parked))
             break;
         unpark(s, parked);
         decide(s, parked, now_ms);
@@ -339,7 +361,9 @@ void sequencer_facts_done(struct sequencer *s, const struct seq_needs *needs, bo
         next = at->next;
         if (parked->asking != needs->asking)
             continue;
-        if (!ok) {
+        if (parked->room->room_asking == needs->asking)
+            parked->room->room_asking = 0;
+        if (!ok || (parked->room->loaded && needs->asking <= parked->room->stale_asking)) {
             ask_again(s, parked);
             continue;
         }
@@ -480,6 +504,7 @@ static void accept(struct sequencer *s, struct delivery *delivery, uint64_t now_
     }
     row = row_new(s, room, delivery);
     if (envelope->op) {
+        row->barrier = true;
         room->barriers++;
         op_apply(s, row, now_ms);
     } else {
@@ -518,20 +543,20 @@ uint64_t seq_row_old_seq(const struct seq_row *row)
     return row->entry->seq - 1;
 }
 
-/* An op is behind us: what waited for it may be seen, up to the next one. */
-static void show_following(struct sequencer *s, struct seq_room *room, struct seq_row *op)
+/* A barrier is behind us: what waited for it may be seen, up to the next one. */
+static void show_following(struct sequencer *s, struct seq_room *room, struct seq_row *barrier)
 {
     struct list *at;
 
-    for (at = op->room_link.next; at != &room->rows; at = at->next) {
+    for (at = barrier->room_link.next; at != &room->rows; at = at->next) {
         struct seq_row *row = list_entry(at, struct seq_row, room_link);
 
         if (!row->entry)
             continue;
-        if (row->envelope->op)
+        if (row->barrier)
             break;
         if (row->shown || row->entry->type == ENTRY_VOID)
-            continue;
+            continue; /* a void that takes back what was shown early waits for its own commit */
         row->shown = true;
         s->events.shown(s->events.arg, room->room_id, row->entry, false);
     }
@@ -549,11 +574,12 @@ static void entry_committed(struct sequencer *s, struct seq_row *row)
     room->durable_seq = row->entry->seq;
     room->durable_epoch = row->entry->epoch;
     s->events.durable(s->events.arg, room->room_id, room->room_no, room->durable_seq, room->durable_epoch);
-    if (!row->envelope->op)
-        return;
-    op_committed(s, row);
-    room->barriers--;
-    show_following(s, room, row);
+    if (row->envelope->op)
+        op_committed(s, row);
+    if (row->barrier) {
+        room->barriers--;
+        show_following(s, room, row);
+    }
 }
 
 void sequencer_committed(struct sequencer *s, struct seq_row *row)
@@ -562,6 +588,7 @@ void sequencer_committed(struct sequencer *s, struct seq_row *row)
 
     if (row->entry)
         entry_committed(s, row);
+    ask_anew(s, row->envelope->room_id, row->envelope->message_id);
     s->events.settled(s->events.arg, row->envelope->message_id, row->dead ? row->dead : row->result,
         row->of_seq ? row->of_seq : row->entry && !row->dead ? row->entry->seq : 0, row->of_seq != 0, row->envelope->op ? row->meta : (struct str){NULL, 0});
     ring_settle_row(&s->ring, row);
@@ -595,6 +622,10 @@ static void become_void(struct sequencer *s, struct seq_row *row, uint64_t of_se
         buf_printf(&row->text, "\"of_seq\":%llu", (unsigned long long)of_seq);
     row->content = buf_str(&row->text);
     row->meta = (struct str){NULL, 0};
+    if (!row->shown && !row->barrier) { /* it waits behind an op: what follows it must wait for it too */
+        row->barrier = true;
+        row->room->barriers++;
+    }
     row_replace_entry(s, row, ENTRY_VOID);
     row->message_id = (struct id128){{0}};
 }

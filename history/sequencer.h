@@ -34,6 +34,7 @@ struct seq_member_change {
     struct str account; /* points into the row's envelope or own text */
     enum { MEMBER_LEAVES = 0, MEMBER_JOINS = 1, MEMBER_ROLE = 2 } action; /* as append() has it */
     enum role role;
+    bool pinned; /* the sequencer's: it holds what memory knows of the member */
 };
 
 /* What a commit must write for the room itself; p NULL = as it is. */
@@ -65,6 +66,7 @@ struct seq_row {
     struct id128 dead_id;  /* message_id of the outbox row; zero: null there (a body that was no message) */
     enum err result;       /* ops: what the caller is told */
     bool shown;            /* given to shown() already */
+    bool barrier;          /* it and what follows it in its room are shown after its commit */
     bool sent;             /* the writer's: on its way to the database */
     size_t bytes;          /* counts against the unpersisted bound */
     struct buf text;       /* owns content/meta of ops and voids */
@@ -139,8 +141,8 @@ struct seq_room_fact {
     uint64_t last_seq, last_epoch, last_at, counted;
 };
 /* Rooms first: members and ids of a room that is not known are dropped. */
-void sequencer_fact_room(struct sequencer *sequencer, const struct seq_room_fact *fact);
-void sequencer_fact_member(struct sequencer *sequencer, struct str room_id, struct str account, enum role role, uint64_t join_seq);
+void sequencer_fact_room(struct sequencer *sequencer, const struct seq_needs *needs, const struct seq_room_fact *fact);
+void sequencer_fact_member(struct sequencer *sequencer, const struct seq_needs *needs, struct str room_id, struct str account, enum role role, uint64_t join_seq);
 /* The id is in the log at seq, or (seq 0) among the dead letters. */
 void sequencer_fact_id(struct sequencer *sequencer, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash);
 /* The answers to one take_needs are complete (what was not told does not exist), or failed: then the needs come out again. Goes on with parked rooms. */

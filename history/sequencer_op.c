@@ -86,6 +86,7 @@ static void change_members(struct seq_row *row, const struct str *accounts, size
         struct seq_member_change *change = &row->members[row->member_count++];
 
         change->account = accounts[i];
+        change->pinned = false;
         change->action = action == 0 ? MEMBER_LEAVES : action == 1 ? MEMBER_JOINS : MEMBER_ROLE;
         change->role = role;
     }
@@ -263,23 +264,25 @@ void op_apply(struct sequencer *s, struct seq_row *row, uint64_t now_ms)
 {
     row_entry(s, row, decide(s, row), now_ms);
     for (size_t i = 0; i < row->member_count; i++) {
-        const struct seq_member_change *change = &row->members[i];
+        struct seq_member_change *change = &row->members[i];
         struct known_member *member = member_find(s, row->room, change->account);
         uint64_t join_seq = change->action == MEMBER_JOINS ? row->entry->seq : member ? member->join_seq : 0;
 
         if (change->action == MEMBER_ROLE && !member)
             continue; /* not cached: the row in the database is enough */
         member_put(s, row->room, change->account, change->role, join_seq)->pins++;
+        change->pinned = true;
     }
 }
 
 static void unpin(struct sequencer *s, struct seq_row *row, bool taken_back)
 {
     for (size_t i = 0; i < row->member_count; i++) {
-        struct known_member *member = member_find(s, row->room, row->members[i].account);
+        struct known_member *member;
 
-        if (!member || !member->pins)
+        if (!row->members[i].pinned)
             continue;
+        member = member_find(s, row->room, row->members[i].account);
         member->pins--;
         if (!member->pins && (taken_back || member->role == ROLE_NONE))
             member_free(s, member);
@@ -289,6 +292,8 @@ static void unpin(struct sequencer *s, struct seq_row *row, bool taken_back)
 void op_committed(struct sequencer *s, struct seq_row *row)
 {
     unpin(s, row, false);
+    if (row->member_count)
+        row->room->stale_asking = s->askings;
 }
 
 /* The op turned out to be in the log already, or was refused by the database: it did nothing. What was counted on top of it is put right. */

@@ -52,6 +52,8 @@ struct seq_room {
     uint64_t last_seq, last_at, counted;
     uint64_t durable_seq, durable_epoch;
     int32_t members, member_limit;
+    uint64_t room_asking;  /* the asking that will tell the room itself; 0 = none */
+    uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members */
     uint32_t barriers; /* uncommitted ops: nothing behind the first is shown early */
     bool loaded, removed, since_join, direct;
     bool reload; /* what an op did was taken back: forget the room when nothing hangs on it */
