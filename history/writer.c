@@ -50,6 +50,7 @@ struct batch {
     struct seq_row **rows;
     struct part *parts;
     size_t row_count, part_count, part_capacity, bytes;
+    size_t dead_count; /* rows that are a dead letter and nothing else */
     uint64_t sent_us;
     enum failure failure;
     char fenced[600]; /* names of shards, comma-separated */
@@ -288,6 +289,18 @@ void writer_offer(struct writer *writer, struct shard *shard)
         list_push_back(&writer->ready, &shard->write_link);
 }
 
+/* A dead letter has no head that would hold back what follows it: were its batch to fail and the next one to commit,
+ * it could, after a crash, be judged anew behind what its publisher sent later. */
+static bool dead_letters_in_flight(struct writer *writer)
+{
+    struct batch *batch;
+
+    list_for_each(batch, &writer->in_flight, link)
+        if (batch->dead_count)
+            return true;
+    return false;
+}
+
 void writer_turn(struct writer *writer)
 {
     /* One batch at a time while a refused row is looked for: else those behind it fail as well. */
@@ -302,7 +315,7 @@ void writer_turn(struct writer *writer)
     if (list_empty(&writer->ready) || uv_now(writer->history->loop) < writer->not_before_ms ||
         !pg_up(writer->history->pg, PG_WRITE))
         return;
-    while (writer->in_flight_count < slots) {
+    while (writer->in_flight_count < slots && !dead_letters_in_flight(writer)) {
         struct batch *batch = list_entry(writer->idle.next, struct batch, link);
 
         fill_batch(writer, batch);
@@ -365,6 +378,7 @@ static bool take_rows(struct writer *writer, struct batch *batch, struct shard *
         begun = true;
         row->sent = true;
         batch->rows[batch->row_count++] = row;
+        batch->dead_count += !row->entry;
         batch->parts[batch->part_count - 1].count++;
         batch->bytes += row->bytes;
     }
@@ -375,7 +389,7 @@ static void fill_batch(struct writer *writer, struct batch *batch)
 {
     struct list more, *at;
 
-    batch->row_count = batch->part_count = batch->bytes = 0;
+    batch->row_count = batch->part_count = batch->bytes = batch->dead_count = 0;
     batch->failure = FAILED_NOT;
     writer->head_count = 0;
     if (++writer->stamp == 0) {
@@ -494,7 +508,7 @@ static void encode_dead_letter(
 
     pg_array_bytes(&writer->columns[O_SHARD], str_of(shard->name));
     pg_array_bytes(&writer->columns[O_ROOM], harmless(envelope->room_id, 255));
-    add_id(&writer->columns[O_ID], envelope->message_id);
+    add_id(&writer->columns[O_ID], row->dead_id);
     pg_array_bytes(&writer->columns[O_REASON], str_of(err_code(row->dead)));
     pg_array_bytes(&writer->columns[O_TYPE], harmless(envelope->content_type, 255));
     pg_array_bytes(&writer->columns[O_BODY], bytes_str(envelope->body));
