@@ -1,0 +1,132 @@
+#include "drain.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "api.h"
+#include "room/base/log.h"
+
+enum {
+    CALLS_MS = 5500,  /* what was accepted has its own deadline (op_timeout_ms, database_timeout_ms), usually 5 s */
+    LOOK_MS = 20,
+    SHARDS_MS = 10000
+};
+
+enum drain_state { DRAIN_RUNNING, DRAIN_STREAMS, DRAIN_CALLS, DRAIN_SHARDS, DRAIN_REGISTRY, DRAIN_DONE };
+static const char *const state_names[] = {"running", "streams", "calls", "shards", "registry", "done"};
+
+struct drain {
+    struct service *service;
+    void (*done)(struct service *service);
+    enum drain_state state;
+    uv_signal_t terminate, interrupt;
+    uv_timer_t timer;
+    uint64_t calls_until_ms;
+    int handles_open;
+};
+
+/* The steps, in the order they run. */
+static void on_signal(uv_signal_t *handle, int number);
+static void on_streams_gone(void *arg);
+static void on_look(uv_timer_t *timer);
+static void on_shards_gone(void *arg);
+static void on_left(void *arg);
+
+struct drain *drain_listen(struct service *service, void (*done)(struct service *service))
+{
+    struct drain *drain = xcalloc(1, sizeof *drain);
+
+    drain->service = service;
+    drain->done = done;
+    uv_signal_init(service->loop, &drain->terminate);
+    uv_signal_init(service->loop, &drain->interrupt);
+    uv_timer_init(service->loop, &drain->timer);
+    drain->terminate.data = drain->interrupt.data = drain->timer.data = drain;
+    drain->handles_open = 3;
+    uv_signal_start(&drain->terminate, on_signal, SIGTERM);
+    uv_signal_start(&drain->interrupt, on_signal, SIGINT);
+    return drain;
+}
+
+static void on_closed(uv_handle_t *handle)
+{
+    struct drain *drain = handle->data;
+
+    if (--drain->handles_open == 0)
+        free(drain);
+}
+
+void drain_close(struct drain *drain)
+{
+    uv_close((uv_handle_t *)&drain->terminate, on_closed);
+    uv_close((uv_handle_t *)&drain->interrupt, on_closed);
+    uv_close((uv_handle_t *)&drain->timer, on_closed);
+}
+
+static void enter(struct drain *drain, enum drain_state next)
+{
+    assert(next == drain->state + 1);
+    drain->state = next;
+    log_info("drain", "step=%s", state_names[next]);
+}
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct drain *drain = handle->data;
+    struct service *service = drain->service;
+
+    if (drain->state != DRAIN_RUNNING) {
+        log_warn("drain.cut", "signal=%d step=%s", number, state_names[drain->state]);
+        _exit(1);
+    }
+    log_info("drain.begin", "signal=%d streams=%" PRIu32, number, proxy_streams(service->proxy));
+    enter(drain, DRAIN_STREAMS);
+    service->draining = true;
+    cluster_set_draining(service->cluster, true);
+    proxy_drain(service->proxy, service->config->drain_ms, on_streams_gone, drain);
+}
+
+static void on_streams_gone(void *arg)
+{
+    struct drain *drain = arg;
+    struct service *service = drain->service;
+
+    enter(drain, DRAIN_CALLS);
+    service->refusing = true;
+    api_end_waits(service->api);
+    drain->calls_until_ms = uv_now(service->loop) + CALLS_MS;
+    uv_timer_start(&drain->timer, on_look, 0, LOOK_MS);
+}
+
+/* Open calls are answered while our shards still can: a room change waits for its owner, which may be us. */
+static void on_look(uv_timer_t *timer)
+{
+    struct drain *drain = timer->data;
+    struct service *service = drain->service;
+
+    if (api_open_calls(service->api) && uv_now(service->loop) < drain->calls_until_ms)
+        return;
+    uv_timer_stop(timer);
+    enter(drain, DRAIN_SHARDS);
+    history_drain(service->history, SHARDS_MS, on_shards_gone, drain);
+}
+
+static void on_shards_gone(void *arg)
+{
+    struct drain *drain = arg;
+
+    enter(drain, DRAIN_REGISTRY);
+    cluster_leave(drain->service->cluster, on_left, drain);
+}
+
+static void on_left(void *arg)
+{
+    struct drain *drain = arg;
+
+    drain->service->cluster = NULL;
+    enter(drain, DRAIN_DONE);
+    drain->done(drain->service);
+}

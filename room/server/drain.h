@@ -1,0 +1,17 @@
+/*
+ * Stopping in order. The first SIGTERM or SIGINT begins, the second one ends the process at once.
+ *
+ *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─committed, handed over─▶ REGISTRY ─left─▶ done
+ *
+ * Thread: the loop's.
+ */
+#ifndef ROOMD_SERVER_DRAIN_H
+#define ROOMD_SERVER_DRAIN_H
+
+#include "service.h"
+
+/* Listens for the signals. done(service) when everything is handed over; the loop may be stopped then. */
+struct drain *drain_listen(struct service *service, void (*done)(struct service *service));
+void drain_close(struct drain *drain);
+
+#endif
