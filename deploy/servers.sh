@@ -13,7 +13,7 @@
 #   daemon HOME PID_FILE LOG COMMAND…     own session, no inherited files, working directory HOME; the pid is also in $daemon_pid
 #   process_alive PID HOME · process_end PID HOME SIGNAL SECONDS
 #   processes_end HOME                    kills whatever still runs with SERVERS_HOME=HOME or below it
-#   servers_watch OWNER_PID HOME          does that as soon as OWNER_PID is gone, however it went
+#   servers_watch OWNER_PID HOME          does that as soon as OWNER_PID is gone, however it went; prints its own pid (a process group)
 #
 #   pg_server_start DIR PORT LOG          initdb when there is no data; user postgres (trust) over the socket in DIR/socket, passwords over TCP
 #   pg_server_stop DIR [fast|immediate|smart] · pg_server_kill DIR · pg_server_pid DIR
@@ -123,9 +123,17 @@ daemon() {
     done
 }
 
-# Zombies have no environment any more: they are dead.
+# Is it the process that was started for HOME? Zombies have no environment any more: they are dead. In the middle of an exec it is empty, too, for a moment.
 process_alive() {
-    [ -n "$1" ] && grep -qszxF "SERVERS_HOME=$2" "/proc/$1/environ"
+    local try environment
+    [ -n "$1" ] || return 1
+    for try in 1 2 3 4; do
+        [ "$try" = 1 ] || sleep 0.02
+        environment=$({ tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null)
+        [ -z "$environment" ] || break
+        [ -n "$(ps_parent "$1")" ] || return 1
+    done
+    [[ $'\n'$environment$'\n' == *$'\nSERVERS_HOME='"$2"$'\n'* ]]
 }
 
 process_gone() {
@@ -171,6 +179,7 @@ processes_end() {
 servers_watch() {
     # shellcheck disable=SC2016 # expanded by the inner shell
     daemon / /dev/null /dev/null bash -c '. "$1"; tail --pid="$2" -s 0.2 -f /dev/null; processes_end "$3"' watch "${BASH_SOURCE[0]}" "$1" "$2"
+    echo "$daemon_pid"
 }
 
 # --- PostgreSQL ---
@@ -396,7 +405,7 @@ rabbit_server_start() {
     rabbit_env "$dir"
     daemon "$dir" "$dir/pid" "$log" env -i "${RABBIT_ENV[@]}" RUNNING_UNDER_SYSTEMD=true $RABBIT_BIN/rabbitmq-server
     if ! wait_for 90 rabbit_answers_or_dead "$dir" "$port" || [ -z "$(rabbit_server_pid "$dir")" ] || ! port_answers "$port"; then
-        complain "RabbitMQ does not answer on port $port; the log is $log: $(grep -aE 'error|rror:' "$log" | tail -n 1)"
+        complain "RabbitMQ does not answer on port $port; the log is $log: $(tail -n 1 "$log")"
         return 1
     fi
 }

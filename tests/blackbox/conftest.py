@@ -1,0 +1,125 @@
+"""Fixtures; what they give is described at the top of roomd.py."""
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import shutil
+import signal
+
+import pytest
+
+import roomd
+
+DEADLINE_S = 120
+open_clusters = []
+
+
+def pytest_configure(config):
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # each lost connection would be a page of tracebacks
+    config.addinivalue_line("markers", "deadline(seconds): the test may take so long instead of 120 s")
+    if not os.access(roomd.ROOMD, os.X_OK):
+        raise pytest.UsageError(f"{roomd.ROOMD} is not there: build it (tests/run blackbox does) or set ROOMD_BIN")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """A test that hangs, its fixtures included, fails by itself and the next one runs."""
+    mark = item.get_closest_marker("deadline")
+    seconds = mark.args[0] if mark else DEADLINE_S
+
+    def late(*_):
+        raise AssertionError(f"the test takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failure shows the end of each log, and keeps all of them in ROOMD_TEST_LOGS."""
+    report = (yield).get_result()
+    if not report.failed:
+        return
+    folder = pathlib.Path(os.environ.get("ROOMD_TEST_LOGS", roomd.TOP / "build-asan" / "blackbox")) / re.sub(r"[^\w.-]+", "_", item.name)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        for cluster in open_clusters:
+            for log in cluster.home.glob("*.log"):
+                report.sections.append((f"{cluster.name} {log.name}", "\n".join(log.read_text(errors="replace").splitlines()[-40:])))
+                shutil.copy(log, folder / f"{cluster.name}-{log.name}")
+            for log in cluster.servers.home.glob("*.log"):
+                shutil.copy(log, folder / log.name)
+
+
+@pytest.fixture(scope="session")
+def servers():
+    servers = roomd.Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def database(servers):
+    yield servers.database
+    servers.restore()
+
+
+@pytest.fixture
+def broker(servers):
+    yield servers.broker
+    servers.restore()
+
+
+def close_cluster(cluster):
+    try:
+        cluster.close()
+    finally:
+        open_clusters.remove(cluster)
+
+
+@pytest.fixture(scope="session")
+def session_cluster(servers):
+    cluster = roomd.Cluster(servers, instances=2)
+    open_clusters.append(cluster)
+    yield cluster
+    close_cluster(cluster)
+
+
+@pytest.fixture
+def cluster(session_cluster):
+    for instance in session_cluster.instances:
+        if not instance.alive():  # an earlier test found it dead, and said so
+            instance.start()
+        instance.wait_ready()
+    yield session_cluster
+    session_cluster.close_readers()
+    session_cluster.check()
+
+
+@pytest.fixture
+def api(cluster):
+    return cluster.api
+
+
+@pytest.fixture
+def new_cluster(servers):
+    mine = []
+
+    def make(instances=1, settings=None):
+        cluster = roomd.Cluster(servers, 0, settings)
+        open_clusters.append(cluster)
+        mine.append(cluster)
+        for _ in range(instances):
+            cluster.start(ready=False)
+        for instance in cluster.instances:
+            instance.wait_ready()
+        return cluster
+
+    yield make
+    servers.restore()
+    for cluster in reversed(mine):
+        close_cluster(cluster)
