@@ -350,6 +350,7 @@ void amqp_consumers_down(struct amqp_link *link)
     struct amqp_consumer *consumer;
 
     memset(link->slots, 0, (CHANNELS_MAX + 1) * sizeof(*link->slots));
+    link->last_channel = 0;
     list_for_each (consumer, &link->consumers, link) {
         consumer->doom = ERR_LOST;
         if (consumer->state == CONSUMER_ON)
