@@ -35,7 +35,6 @@ Link         a TCP way to a server that can be cut(), mend()ed, made slow (delay
 wait_for(condition, deadline=10) -> its first true value. Nothing here sleeps without a condition, and everything has a deadline.
 """
 import asyncio
-import base64
 import collections
 import contextlib
 import hashlib
@@ -84,6 +83,7 @@ def wait_for(condition, deadline=DEADLINE, every=0.02, what=None):
         except AssertionError as caught:
             error = caught
         if time.monotonic() > end:
+            what = what() if callable(what) else what
             raise AssertionError(f"not within {deadline} s: {what or error or getattr(condition, '__name__', condition)}")
         time.sleep(every)
 
@@ -823,7 +823,7 @@ class Load:
         assert not self._errors, self._errors
 
     def wait_confirmed(self, count, deadline=60):
-        return wait_for(lambda: len(self.confirmed) >= count, deadline, what=f"{count} confirmed messages (there are {len(self.confirmed)})")
+        return wait_for(lambda: len(self.confirmed) >= count, deadline, what=lambda: f"{count} confirmed messages, {len(self.confirmed)} are")
 
     def _work(self, publisher, account):
         due = time.monotonic()
@@ -926,8 +926,11 @@ class Stream:
         return self.messages(room_id)
 
     def wait(self, condition, deadline=DEADLINE, what=None):
-        wait_for(lambda: condition() or self.closed is not None, deadline, what=f"{what or 'condition'}; cursors {self.cursors}")
-        assert condition(), f"{what or 'condition'}: closed {self.closed}, cursors {self.cursors}, the last events: {self.events[-5:]}"
+        def state():
+            return f"{what or 'condition'}: closed {self.closed}, cursors {self.cursors}, {len(self.events)} events, the last: {self.events[-5:]}"
+
+        wait_for(lambda: condition() or self.closed is not None, deadline, what=state)
+        assert condition(), state()
 
     def wait_closed(self, deadline=DEADLINE):
         """(code, reason); HTTP streams end with code None."""
