@@ -1,0 +1,488 @@
+/*
+ * The proxy: start and stop, news from history, and the end of a loop turn, at which everything that gathered during the turn leaves. See proxy.h, core.h.
+ */
+#include "core.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define TRANSIENT_MAX_BYTES (256 * 1024) /* of one room in one turn */
+#define EPHEMERAL_MAX_BYTES (16 * 1024)
+
+static void turn_end(struct proxy *proxy);
+static void on_prepare(uv_prepare_t *prepare);
+static void on_check(uv_check_t *check);
+static void on_handle_closed(uv_handle_t *handle);
+static void proxy_free_when_empty(struct proxy *proxy);
+
+/* ------------------------------------------------------------ start and stop */
+
+static void lists_init(struct proxy *proxy)
+{
+    struct list *const lists[] = {&proxy->streams, &proxy->closing, &proxy->partial, &proxy->holding, &proxy->dirty_views, &proxy->dirty_streams,
+        &proxy->marks, &proxy->suspects, &proxy->unproven, &proxy->retry, &proxy->batch_all, &proxy->batch_at, &proxy->batches, &proxy->rechecks,
+        &proxy->pulls, &proxy->reads_waiting, &proxy->reads_sent};
+
+    for (size_t i = 0; i < countof(lists); i++)
+        list_init(lists[i]);
+    map_init(&proxy->views);
+    map_init(&proxy->audiences);
+    map_init(&proxy->reads);
+}
+
+static void handles_open(struct proxy *proxy)
+{
+    uv_prepare_init(proxy->loop, &proxy->prepare);
+    uv_check_init(proxy->loop, &proxy->check);
+    uv_timer_init(proxy->loop, &proxy->wheel);
+    uv_timer_init(proxy->loop, &proxy->mark_timer);
+    uv_timer_init(proxy->loop, &proxy->drain_timer);
+    proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data = proxy;
+    proxy->handles_open = 5;
+    /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the loop sleeps. */
+    uv_prepare_start(&proxy->prepare, on_prepare);
+    uv_check_start(&proxy->check, on_check);
+    uv_unref((uv_handle_t *)&proxy->prepare);
+    uv_unref((uv_handle_t *)&proxy->check);
+}
+
+enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config, const char *advertise_url, struct history *history,
+    struct cluster *cluster, struct pg *pg, const struct proxy_client_calls *calls)
+{
+    struct proxy *proxy = xcalloc(1, sizeof *proxy);
+    const char *why;
+
+    if (!roomd_ticket_keys_read(&proxy->keys, config->ticket_keys, &why)) {
+        log_error("proxy.ticket_keys", "why=%s", log_quote(str_of(why)));
+        free(proxy);
+        return ERR_BAD_REQUEST;
+    }
+    proxy->loop = loop;
+    proxy->config = config;
+    proxy->history = history;
+    proxy->cluster = cluster;
+    proxy->pg = pg;
+    if (calls)
+        proxy->calls = *calls;
+    proxy->url = xstrdup(advertise_url ? advertise_url : "");
+    lists_init(proxy);
+    handles_open(proxy);
+    *out = proxy;
+    return ERR_OK;
+}
+
+void proxy_set_advertise_url(struct proxy *proxy, const char *url)
+{
+    free(proxy->url);
+    proxy->url = xstrdup(url);
+}
+
+/* Says good-bye to everything at once. The memory goes when the last wire has reported its end. */
+void proxy_stop(struct proxy *proxy)
+{
+    uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check, (uv_handle_t *)&proxy->wheel,
+        (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer};
+    struct stream *stream;
+
+    proxy->stopping = proxy->draining = true;
+    pulls_free(proxy);
+    list_for_each(stream, &proxy->streams, all_link) {
+        struct http_reply *reply = stream->poll ? stream->poll->reply : NULL;
+        bool opening = stream->state == STREAM_OPENING;
+
+        stream_leave_rooms(stream);
+        stream_cut(stream);
+        if (!reply && !opening)
+            continue;
+        stream_free(stream);
+        if (reply)
+            http_reply_error(reply, ERR_UNAVAILABLE, NULL, NULL);
+    }
+    list_for_each(stream, &proxy->closing, all_link)
+        stream_cut(stream);
+    attach_batches_free(proxy);
+    rechecks_free(proxy);
+    view_free_all(proxy);
+    pieces_clear(proxy);
+    for (size_t i = 0; i < countof(handles); i++)
+        uv_close(handles[i], on_handle_closed);
+}
+
+static void on_handle_closed(uv_handle_t *handle)
+{
+    struct proxy *proxy = handle->data;
+
+    proxy->handles_open--;
+    proxy_free_when_empty(proxy);
+}
+
+static void proxy_free_when_empty(struct proxy *proxy)
+{
+    if (!proxy->stopping || proxy->handles_open || proxy->stream_count)
+        return;
+    map_clear(&proxy->views);
+    map_clear(&proxy->audiences);
+    map_clear(&proxy->reads);
+    free(proxy->slots);
+    buf_clear(&proxy->scratch);
+    free(proxy->url);
+    free(proxy);
+}
+
+/* -------------------------------------------------------- the end of a turn */
+
+static void turn_end(struct proxy *proxy)
+{
+    struct list *link;
+
+    if (proxy->stopping)
+        return;
+    attach_batches(proxy);
+    while ((link = list_pop_front(&proxy->dirty_views))) {
+        struct view *view = list_entry(link, struct view, dirty_link);
+
+        view_flush_ephemeral(view);
+        view_advance(view);
+    }
+    while ((link = list_pop_front(&proxy->dirty_streams))) {
+        struct stream *stream = list_entry(link, struct stream, dirty_link);
+
+        stream_pump(stream);
+        stream_flush(stream); /* may free it */
+    }
+    pieces_clear(proxy);
+}
+
+static void on_prepare(uv_prepare_t *prepare)
+{
+    turn_end(prepare->data);
+}
+
+static void on_check(uv_check_t *check)
+{
+    turn_end(check->data);
+}
+
+/* -------------------------------------------------------------------- news */
+
+void entry_accounts(const struct entry *entry, void (*each)(void *arg, struct str account), void *arg)
+{
+    struct json object, item;
+    struct json_walk walk;
+    struct buf scratch = {0};
+    struct str account;
+    const char *why;
+
+    if (!json_check(entry_json(entry), &object, &why) || object.type != JSON_OBJECT)
+        return;
+    item = json_get(object, "account_ids");
+    if (item.type != JSON_ARRAY)
+        return;
+    for (walk = json_walk(item); json_next_item(&walk, &item);) {
+        buf_reset(&scratch);
+        if (item.type == JSON_STRING && json_string(item, &scratch, &account))
+            each(arg, account);
+    }
+    buf_clear(&scratch);
+}
+
+struct change {
+    struct proxy *proxy;
+    struct view *view; /* NULL: nobody here listens to the room */
+    struct str room_id;
+    struct cursor after;
+    bool advanced;
+};
+
+void account_left(struct proxy *proxy, struct str account, struct view *view, const char *reason)
+{
+    struct audience *audience = audience_find(proxy, account);
+    struct list leaving;
+    struct stream *stream;
+    struct sub *sub;
+
+    if (!audience)
+        return;
+    /* A stream that loses its last room may free the audience: collect first. */
+    list_init(&leaving);
+    list_for_each(stream, &audience->streams, audience_link)
+        if ((sub = sub_find(stream, view))) {
+            list_remove(&sub->view_link);
+            list_push_back(&leaving, &sub->view_link);
+        }
+    while (!list_empty(&leaving)) {
+        sub = list_entry(leaving.next, struct sub, view_link);
+        if (sub->state == SUB_OPENING) { /* stays until its attach is finished */
+            list_remove(&sub->view_link);
+            list_push_back(&view->subs[VIEW_OTHERS], &sub->view_link);
+        }
+        if (list_empty(&leaving) && view->sub_count == 1) { /* the view goes with its last sub */
+            sub_left(sub, reason);
+            return;
+        }
+        sub_left(sub, reason);
+    }
+}
+
+static void on_left(void *arg, struct str account)
+{
+    struct change *change = arg;
+
+    /* The view may be gone with an earlier account's last stream. */
+    change->view = view_find(change->proxy, change->room_id);
+    if (!change->view || !audience_find(change->proxy, account))
+        return;
+    if (!change->advanced) {
+        view_advance(change->view); /* live subs get everything up to the leave, itself included */
+        change->advanced = true;
+    }
+    account_left(change->proxy, account, change->view, "removed");
+}
+
+static void enter_room(struct proxy *proxy, struct str account, struct str room_id, struct cursor after)
+{
+    struct audience *audience = audience_find(proxy, account);
+    const struct view *view = view_find(proxy, room_id);
+    struct stream *stream;
+
+    if (!audience)
+        return;
+    list_for_each(stream, &audience->streams, audience_link) {
+        struct attach *attach;
+
+        if (!stream->all || stream->deferred || stream->state == STREAM_CLOSING || stream->poll || (view && sub_find(stream, view)))
+            continue;
+        attach = attach_new(stream, ATTACH_ENTER);
+        attach_add(attach, room_id, &after);
+        attach_begin(attach, false);
+    }
+}
+
+static void on_joined(void *arg, struct str account)
+{
+    const struct change *change = arg;
+
+    enter_room(change->proxy, account, change->room_id, change->after);
+}
+
+void proxy_shown(void *arg, struct str room_id, struct entry *entry, bool durable)
+{
+    struct proxy *proxy = arg;
+    struct view *view = view_find(proxy, room_id);
+    struct change change = {proxy, view, room_id, {entry->epoch, entry->seq - 1}, false};
+
+    if (view)
+        view_shown(view, entry, durable);
+    if (entry->type == ENTRY_LEFT && view)
+        entry_accounts(entry, on_left, &change);
+    else if (entry->type == ENTRY_JOINED && proxy->audiences.count)
+        entry_accounts(entry, on_joined, &change);
+}
+
+void proxy_durable(void *arg, struct str room_id, uint64_t seq)
+{
+    struct view *view = view_find(arg, room_id);
+
+    if (view)
+        view_learn_durable(view, (struct cursor){view->epoch, seq});
+}
+
+static void say_ephemeral(struct proxy *proxy, struct str room_id, struct str json, size_t max)
+{
+    struct view *view = view_find(proxy, room_id);
+
+    if (!view || view->ephemeral.n + json.n + 1 > max)
+        return;
+    buf_add_str(&view->ephemeral, json);
+    buf_char(&view->ephemeral, '\n');
+    view_dirty(view);
+}
+
+void proxy_transient(void *arg, struct str room_id, struct str json)
+{
+    say_ephemeral(arg, room_id, json, TRANSIENT_MAX_BYTES);
+}
+
+void proxy_ephemeral(struct proxy *proxy, struct str room_id, struct str json)
+{
+    say_ephemeral(proxy, room_id, json, EPHEMERAL_MAX_BYTES);
+}
+
+void proxy_rejected(void *arg, struct str account, struct str json)
+{
+    struct audience *audience = audience_find(arg, account);
+    struct stream *stream;
+
+    if (!audience)
+        return;
+    list_for_each(stream, &audience->streams, audience_link)
+        if (stream->state == STREAM_LIVE)
+            stream_say_droppable(stream, json);
+}
+
+void proxy_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
+{
+    struct proxy *proxy = arg;
+
+    for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
+        struct view *view = container_of(link, struct view, link);
+
+        if (view->room_id_n <= shard.n || memcmp(view->room_id_text, shard.p, shard.n) != 0 || view->room_id_text[shard.n] != '.')
+            continue;
+        if (ours)
+            view_new_epoch(view, epoch);
+        else
+            view_suspect(view);
+    }
+}
+
+void proxy_room_created(struct proxy *proxy, struct str room_id, const struct str *accounts, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        enter_room(proxy, accounts[i], room_id, (struct cursor){0, 0});
+}
+
+/* -------------------------------------------------------------------- HTTP */
+
+bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_reply *reply)
+{
+    static const struct {
+        const char *path;
+        enum transport transport;
+    } paths[] = {{"/v1/stream/ws", TRANSPORT_WS}, {"/v1/stream/sse", TRANSPORT_SSE}, {"/v1/stream/ndjson", TRANSPORT_NDJSON},
+        {"/v1/stream/poll", TRANSPORT_POLL}};
+
+    for (size_t i = 0; i < countof(paths); i++)
+        if (str_is(request->path, paths[i].path)) {
+            open_serve(proxy, request, reply, paths[i].transport);
+            return true;
+        }
+    return false;
+}
+
+/* ------------------------------------------------------------------- drain */
+
+static void send_away(struct stream *stream, int64_t within_ms)
+{
+    struct proxy *proxy = stream->proxy;
+    char *ticket = xmalloc(ROOMD_TICKET_MAX_BYTES + 1);
+    struct buf json = {0};
+    size_t len = 0;
+    struct str *rooms = xcalloc(stream->sub_count + 1, sizeof *rooms);
+    size_t count = 0;
+    struct sub *sub;
+
+    list_for_each(sub, &stream->subs, stream_link)
+        rooms[count++] = view_room_id(sub->view);
+    buf_text(&json, "{\"type\":\"migrate\",\"endpoints\":");
+    if (endpoints_write(proxy, &json, rooms, count, true) == 0 || !ticket_for_stream(proxy, stream, ticket, &len)) {
+        stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
+    } else {
+        buf_printf(&json, ",\"ticket\":\"%s\",\"within_ms\":%" PRId64 "}", ticket, within_ms);
+        stream_say(stream, buf_str(&json));
+    }
+    buf_clear(&json);
+    free(rooms);
+    free(ticket);
+}
+
+static void drain_done(struct proxy *proxy)
+{
+    void (*drained)(void *) = proxy->drained;
+
+    proxy->drained = NULL;
+    uv_timer_stop(&proxy->drain_timer);
+    if (drained)
+        drained(proxy->drained_arg);
+}
+
+static void on_drain_over(uv_timer_t *timer)
+{
+    drain_done(timer->data);
+}
+
+static void on_drain_late(uv_timer_t *timer)
+{
+    struct proxy *proxy = timer->data;
+    struct stream *stream;
+
+    list_for_each(stream, &proxy->streams, all_link)
+        if (stream->state == STREAM_LIVE)
+            stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
+    uv_timer_start(timer, on_drain_over, 500, 0); /* for the close frames to leave */
+}
+
+void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg), void *arg)
+{
+    struct stream *stream;
+
+    proxy->draining = true;
+    proxy->drained = done;
+    proxy->drained_arg = arg;
+    list_for_each(stream, &proxy->streams, all_link) {
+        if (stream->poll)
+            poll_end(stream, ERR_OK);
+        else if (stream->state == STREAM_LIVE)
+            send_away(stream, within_ms);
+    }
+    log_info("proxy.drain", "streams=%u within_ms=%" PRId64, proxy->stream_count, within_ms);
+    uv_timer_start(&proxy->drain_timer, proxy->stream_count ? on_drain_late : on_drain_over,
+        proxy->stream_count && within_ms > 0 ? (uint64_t)within_ms : 0, 0);
+}
+
+void proxy_stream_gone(struct proxy *proxy)
+{
+    if (proxy->stream_count)
+        return;
+    if (proxy->stopping) {
+        proxy_free_when_empty(proxy);
+        return;
+    }
+    wheel_stop(proxy);
+    if (proxy->draining && proxy->drained)
+        uv_timer_start(&proxy->drain_timer, on_drain_over, 0, 0);
+}
+
+/* ------------------------------------------------------------------ numbers */
+
+uint64_t proxy_unix_ms(const struct proxy *proxy)
+{
+    uint64_t database_ms = cluster_now_ms(proxy->cluster);
+
+    return database_ms ? database_ms : clock_unix_ms();
+}
+
+uint32_t proxy_streams(const struct proxy *proxy)
+{
+    return proxy->stream_count;
+}
+
+static void metric(struct buf *out, const char *name, const char *type, const char *help, uint64_t value)
+{
+    buf_printf(out, "# HELP roomd_%s %s\n# TYPE roomd_%s %s\nroomd_%s %" PRIu64 "\n", name, help, name, type, name, value);
+}
+
+void proxy_metrics(const struct proxy *proxy, struct buf *out)
+{
+    static const char *const names[TRANSPORTS] = {"websocket", "sse", "ndjson", "poll"};
+    const struct proxy_counters *count = &proxy->count;
+
+    buf_text(out, "# HELP roomd_streams Open streams.\n# TYPE roomd_streams gauge\n");
+    for (int i = 0; i < TRANSPORTS; i++)
+        buf_printf(out, "roomd_streams{transport=\"%s\"} %u\n", names[i], proxy->by_transport[i]);
+    buf_text(out, "# HELP roomd_streams_opened_total Streams that were opened.\n# TYPE roomd_streams_opened_total counter\n");
+    for (int i = 0; i < TRANSPORTS; i++)
+        buf_printf(out, "roomd_streams_opened_total{transport=\"%s\"} %" PRIu64 "\n", names[i], count->opened[i]);
+    metric(out, "room_views", "gauge", "Rooms that streams here listen to.", proxy->views.count);
+    metric(out, "streams_refused_total", "counter", "Streams that were refused.", count->refused);
+    metric(out, "stream_deliveries_total", "counter", "Entries queued for streams.", count->deliveries);
+    metric(out, "stream_chunks_total", "counter", "Chunks of entries made for live streams.", count->chunks);
+    metric(out, "stream_writes_total", "counter", "Gathered writes to streams.", count->writes);
+    metric(out, "stream_marks_total", "counter", "Durable marks sent, one per room.", count->marks);
+    metric(out, "stream_signals_total", "counter", "Signals sent, one per room.", count->signals);
+    metric(out, "stream_resets_total", "counter", "Rooms whose streams were told to go back.", count->resets);
+    metric(out, "stream_overflows_total", "counter", "Times a stream's queue was full and it went on from tail or store.", count->overflows);
+    metric(out, "stream_reads_total", "counter", "Reads of the store for streams that catch up.", count->reads);
+    metric(out, "streams_closed_slow_total", "counter", "Streams cut because they took nothing.", count->closed_slow);
+    metric(out, "streams_closed_silent_total", "counter", "WebSockets closed because nothing was heard.", count->closed_silent);
+}

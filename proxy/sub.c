@@ -1,0 +1,294 @@
+/* A sub: one room on one stream. States and the way between them: core.h. */
+#include "core.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+static void enter_list(struct sub *sub, enum view_list list, enum sub_state state);
+static bool push_piece(struct sub *sub, uint64_t upto);
+
+static bool is_durable(const struct sub *sub)
+{
+    return sub->stream->deliver == DELIVER_DURABLE;
+}
+
+struct sub *sub_new(struct stream *stream, struct view *view)
+{
+    struct sub *sub = xcalloc(1, sizeof *sub);
+
+    sub->stream = stream;
+    sub->view = view;
+    sub->state = SUB_OPENING;
+    list_init(&sub->work_link);
+    list_push_back(&view->subs[VIEW_OTHERS], &sub->view_link);
+    list_push_back(&stream->subs, &sub->stream_link);
+    view->sub_count++;
+    stream->sub_count++;
+    return sub;
+}
+
+static void stop_work(struct sub *sub)
+{
+    if (sub->state == SUB_READING)
+        catch_up_forget(sub);
+    list_remove(&sub->work_link);
+}
+
+void sub_free(struct sub *sub)
+{
+    struct view *view = sub->view;
+
+    stop_work(sub);
+    sub_proven(sub);
+    stream_forget_sub(sub->stream, sub);
+    list_remove(&sub->view_link);
+    list_remove(&sub->stream_link);
+    sub->stream->sub_count--;
+    view->sub_count--;
+    free(sub);
+    if (view->sub_count)
+        view_signal_mode(view);
+    else
+        view_drop_if_unused(view);
+}
+
+struct sub *sub_find(struct stream *stream, const struct view *view)
+{
+    struct sub *sub;
+
+    list_for_each(sub, &stream->subs, stream_link)
+        if (sub->view == view)
+            return sub;
+    return NULL;
+}
+
+static void enter_list(struct sub *sub, enum view_list list, enum sub_state state)
+{
+    list_remove(&sub->view_link);
+    list_push_back(&sub->view->subs[list], &sub->view_link);
+    sub->state = (uint8_t)state;
+}
+
+void sub_start(struct sub *sub, uint64_t after_seq)
+{
+    assert(sub->state == SUB_OPENING);
+    sub_behind(sub, after_seq);
+    view_signal_mode(sub->view);
+}
+
+void sub_behind(struct sub *sub, uint64_t seq)
+{
+    struct stream *stream = sub->stream;
+
+    stop_work(sub);
+    sub->seq = seq;
+    if (stream->deliver == DELIVER_SIGNAL || sub->view->signalling) {
+        enter_list(sub, VIEW_SIGNALLED, SUB_SIGNALLED);
+        return;
+    }
+    enter_list(sub, VIEW_OTHERS, SUB_BEHIND);
+    list_push_back(&stream->behind, &sub->work_link);
+    if (list_empty(&stream->dirty_link))
+        list_push_back(&stream->proxy->dirty_streams, &stream->dirty_link);
+}
+
+/* The next step of a sub that is behind: a piece from the run, a read of the store, live, or waiting. */
+void sub_pump(struct sub *sub)
+{
+    struct view *view = sub->view;
+    uint64_t done = view->done[is_durable(sub)];
+
+    stop_work(sub);
+    if (view->removed_seq && sub->seq >= view->removed_seq)
+        sub_end(sub, "room_removed");
+    else if (view->check || sub->seq > done)
+        enter_list(sub, VIEW_WAITING, SUB_WAITING);
+    else if (sub->seq == done)
+        enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);
+    else if (sub->seq >= view->run_base && sub->seq < view->run_top) {
+        if (push_piece(sub, done))
+            list_push_back(&sub->stream->behind, &sub->work_link);
+    } else if (sub->seq < view->durable.seq)
+        catch_up_want(sub, view->run_base > sub->seq && view->run_base < view->durable.seq ? view->run_base : view->durable.seq);
+    else
+        enter_list(sub, VIEW_WAITING, SUB_WAITING); /* a hole above the durable head: nobody can fill it before the COMMIT */
+}
+
+/* ----------------------------------------------------------------- pieces */
+
+void pieces_clear(struct proxy *proxy)
+{
+    while (proxy->piece_count)
+        bytes_drop(proxy->pieces[--proxy->piece_count].bytes);
+}
+
+static const struct piece *piece_find(struct proxy *proxy, const struct view *view, uint64_t before, enum encoding encoding, uint64_t upto)
+{
+    for (uint32_t i = 0; i < proxy->piece_count; i++) {
+        const struct piece *piece = &proxy->pieces[i];
+
+        if (piece->view == view && piece->before == before && piece->encoding == encoding && piece->upto.seq <= upto)
+            return piece;
+    }
+    return NULL;
+}
+
+static const struct piece *piece_make(struct view *view, uint64_t before, enum encoding encoding, uint64_t upto, uint64_t complete_ms)
+{
+    struct proxy *proxy = view->proxy;
+    struct entry *entries[CATCH_UP_ENTRIES];
+    struct piece *piece;
+    struct chunk chunk;
+    size_t n = 0;
+
+    while (n < countof(entries) && before + n < upto && (entries[n] = view_run_get(view, before + n + 1)))
+        n++;
+    chunk = chunk_cut(entries, n);
+    if (proxy->piece_count == PIECES)
+        pieces_clear(proxy);
+    piece = &proxy->pieces[proxy->piece_count++];
+    *piece = (struct piece){.view = view, .before = before, .encoding = encoding, .upto = chunk.upto, .count = (uint32_t)chunk.count};
+    piece->bytes = bytes_hold(chunk_encode(&chunk, encoding, view_room_id(view), complete_ms));
+    chunk_clear(&chunk);
+    return piece;
+}
+
+/* false: no room in the queue now; the sub stays first in line. */
+static bool push_piece(struct sub *sub, uint64_t upto)
+{
+    struct view *view = sub->view;
+    struct stream *stream = sub->stream;
+    enum encoding encoding = stream_encoding(stream);
+    const struct piece *piece = piece_find(stream->proxy, view, sub->seq, encoding, upto);
+
+    if (!piece)
+        piece = piece_make(view, sub->seq, encoding, upto, proxy_unix_ms(stream->proxy));
+    if (!stream_has_room(stream, piece->bytes->n)) {
+        list_push_front(&stream->behind, &sub->work_link);
+        return false;
+    }
+    stream_push(stream, piece->bytes, sub, sub->seq);
+    stream->proxy->count.deliveries += piece->count;
+    if (stream->poll)
+        poll_moved(stream, view_room_id(view), piece->upto);
+    sub->seq = piece->upto.seq;
+    return true;
+}
+
+/* --------------------------------------------------------- reset, the end */
+
+void sub_reset(struct sub *sub, struct cursor valid)
+{
+    struct buf json = {0};
+
+    buf_text(&json, "{\"type\":\"reset\",\"room_id\":\"");
+    buf_add_str(&json, view_room_id(sub->view));
+    buf_text(&json, "\",\"epoch\":");
+    buf_u64(&json, valid.epoch);
+    buf_text(&json, ",\"seq\":");
+    buf_u64(&json, valid.seq);
+    buf_char(&json, '}');
+    stream_say(sub->stream, buf_str(&json));
+    buf_clear(&json);
+    if (sub->stream->poll)
+        poll_moved(sub->stream, view_room_id(sub->view), valid);
+    if (sub->seq > valid.seq)
+        sub->seq = valid.seq;
+    if (sub->state == SUB_WAITING || sub->state == SUB_BEHIND || sub->state == SUB_READING)
+        sub_behind(sub, sub->seq);
+}
+
+void sub_end(struct sub *sub, const char *reason)
+{
+    struct stream *stream = sub->stream;
+    struct buf json = {0};
+
+    buf_text(&json, "{\"type\":\"room.left\",\"room_id\":\"");
+    buf_add_str(&json, view_room_id(sub->view));
+    buf_text(&json, "\",\"reason\":");
+    buf_json_string(&json, str_of(reason));
+    buf_char(&json, '}');
+    stream_say(stream, buf_str(&json));
+    buf_clear(&json);
+    sub_free(sub);
+    if (!stream->all && stream->sub_count == 0 && stream->state == STREAM_LIVE)
+        stream_end(stream, CLOSE_NO_ROOM, ERR_OK, NULL);
+}
+
+void sub_left(struct sub *sub, const char *reason)
+{
+    if (sub->state == SUB_OPENING) {
+        sub->left = true;
+        return;
+    }
+    /* A live sub has got everything up to the leave. One that is behind would be told things after it has left: cut. */
+    if (sub->state != SUB_LIVE)
+        stream_purge_sub(sub->stream, sub);
+    sub_end(sub, reason);
+}
+
+/* ------------------------------------------------------- unproven cursors */
+
+void sub_unproven(struct sub *sub, struct cursor cursor)
+{
+    struct unproven *unproven = xcalloc(1, sizeof *unproven);
+
+    unproven->sub = sub;
+    unproven->epoch = cursor.epoch;
+    unproven->since = proxy_now(sub->stream->proxy);
+    list_push_back(&sub->stream->proxy->unproven, &unproven->link);
+    sub->unproven = unproven;
+    sub->view->unproven++;
+}
+
+void sub_proven(struct sub *sub)
+{
+    struct unproven *unproven = sub->unproven;
+
+    if (!unproven)
+        return;
+    if (unproven->asked)
+        history_validity_forget(&unproven->validity);
+    list_remove(&unproven->link);
+    free(unproven);
+    sub->unproven = NULL;
+    sub->view->unproven--;
+}
+
+static void unproven_checked(struct history_validity *validity, enum err err)
+{
+    struct unproven *unproven = container_of(validity, struct unproven, validity);
+    struct sub *sub = unproven->sub;
+    struct cursor valid = {sub->view->epoch, validity->valid.seq};
+    bool waits = sub->state == SUB_WAITING && sub->seq > sub->view->done[is_durable(sub)];
+
+    unproven->asked = false;
+    if (err) {
+        unproven->since = proxy_now(sub->stream->proxy);
+        return;
+    }
+    sub_proven(sub);
+    if (waits && valid.seq < sub->seq)
+        sub_reset(sub, valid);
+}
+
+void unproven_check(struct proxy *proxy)
+{
+    struct unproven *unproven;
+
+    list_for_each(unproven, &proxy->unproven, link) {
+        struct sub *sub = unproven->sub;
+
+        if (unproven->asked || (uint32_t)(proxy_now(proxy) - unproven->since) < UNPROVEN_MS)
+            continue;
+        if (sub->state != SUB_WAITING) { /* came into what was seen meanwhile */
+            sub_proven(sub);
+            continue;
+        }
+        unproven->asked = true;
+        unproven->validity.room_no = sub->view->room_no;
+        unproven->validity.cursor = (struct cursor){unproven->epoch, sub->seq};
+        unproven->validity.done = unproven_checked;
+        history_check_cursor(proxy->history, &unproven->validity);
+    }
+}

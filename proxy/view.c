@@ -1,0 +1,738 @@
+/*
+ * Room views: what this instance knows of a room that somebody here listens to. See core.h and docs/design.md#room-views.
+ *
+ * The run is a stretch of entries without a hole that ends at the newest one seen. Its older end is bounded, but an entry above the durable mark
+ * never leaves it: nobody else could give it to a reader. A hole ends the run; what is in the hole comes from the store when it is committed.
+ */
+#include "core.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#define HELD_MAX 4096 /* entries kept while the prefix is looked up; more become a hole, which the store fills */
+
+static void run_append(struct view *view, struct entry *entry);
+static void run_trim(struct view *view);
+static void run_cut_above(struct view *view, uint64_t seq);
+static void run_restart(struct view *view, uint64_t base);
+static void serve_live(struct view *view, enum view_list list, uint64_t upto);
+static void view_leave_live(struct view *view, enum view_list list);
+static void wake_waiting(struct view *view);
+static void check_start(struct view *view);
+static void check_ask(struct view_check *check);
+static void check_done(struct history_validity *validity, enum err err);
+static void mark_want(struct view *view);
+
+/* A question after the head of a room that another instance owns. */
+struct view_look {
+    struct history_access access;
+    struct view *view;
+};
+
+/* Is an account still a member? Asked when the store shows that it left at some time. */
+struct recheck {
+    struct history_access access;
+    struct list link;
+    struct proxy *proxy;
+    size_t account_n;
+    char room_id[ROOM_ID_MAX_BYTES + 1];
+    char account[ACCOUNT_MAX_BYTES];
+};
+
+static uint64_t run_count(const struct view *view)
+{
+    return view->run_top - view->run_base;
+}
+
+/* ------------------------------------------------------------ life of it */
+
+static bool view_is(const struct map_link *link, const void *key)
+{
+    return str_eq(view_room_id(container_of(link, struct view, link)), *(const struct str *)key);
+}
+
+struct view *view_find(struct proxy *proxy, struct str room_id)
+{
+    struct map_link *link = map_find(&proxy->views, map_hash(room_id.p, room_id.n), view_is, &room_id);
+
+    return link ? container_of(link, struct view, link) : NULL;
+}
+
+struct view *view_get(struct proxy *proxy, struct str room_id)
+{
+    struct view *view = view_find(proxy, room_id);
+    bool ours;
+
+    if (view)
+        return view;
+    assert(room_id.n <= ROOM_ID_MAX_BYTES);
+    view = xcalloc(1, sizeof *view + room_id.n);
+    view->proxy = proxy;
+    view->room_id_n = (uint8_t)room_id.n;
+    memcpy(view->room_id_text, room_id.p, room_id.n);
+    for (int i = 0; i < VIEW_LISTS; i++)
+        list_init(&view->subs[i]);
+    list_init(&view->dirty_link);
+    list_init(&view->mark_link);
+    list_init(&view->suspect_link);
+    view->epoch = history_epoch(proxy->history, room_id, &ours);
+    view->moved_at = proxy_now(proxy) - UINT32_MAX / 2;
+    view->mark_at = proxy_now(proxy) - UINT32_MAX / 2;
+    map_insert(&proxy->views, map_hash(room_id.p, room_id.n), &view->link);
+    return view;
+}
+
+static void view_free(struct view *view)
+{
+    struct view_check *check = view->check;
+
+    pieces_clear(view->proxy);
+    map_remove(&view->proxy->views, &view->link);
+    list_remove(&view->dirty_link);
+    list_remove(&view->mark_link);
+    list_remove(&view->suspect_link);
+    if (check) {
+        if (check->asked)
+            history_validity_forget(&check->validity);
+        for (size_t i = 0; i < check->held_count; i++)
+            entry_drop(check->held[i]);
+        free(check->held);
+        free(check);
+    }
+    if (view->look) {
+        history_access_forget(&view->look->access);
+        free(view->look);
+    }
+    run_restart(view, 0);
+    buf_clear(&view->ephemeral);
+    free(view->ring);
+    free(view);
+}
+
+void view_drop_if_unused(struct view *view)
+{
+    if (view->sub_count == 0)
+        view_free(view);
+}
+
+void view_free_all(struct proxy *proxy)
+{
+    struct map_link *link = map_next(&proxy->views, NULL), *next;
+
+    for (; link; link = next) {
+        next = map_next(&proxy->views, link);
+        view_free(container_of(link, struct view, link));
+    }
+}
+
+/* ------------------------------------------------------------------ the run */
+
+static struct entry *run_at(const struct view *view, uint64_t index)
+{
+    return view->ring[(view->ring_first + index) & (view->ring_capacity - 1)];
+}
+
+struct entry *view_run_get(const struct view *view, uint64_t seq)
+{
+    return seq > view->run_base && seq <= view->run_top ? run_at(view, seq - view->run_base - 1) : NULL;
+}
+
+static void run_append(struct view *view, struct entry *entry)
+{
+    uint64_t count = run_count(view);
+
+    if (count == view->ring_capacity) { /* grow, unrolled */
+        uint32_t capacity = view->ring_capacity ? view->ring_capacity * 2 : 8;
+        struct entry **ring = xcalloc(capacity, sizeof *ring);
+
+        for (uint64_t i = 0; i < count; i++)
+            ring[i] = run_at(view, i);
+        free(view->ring);
+        view->ring = ring;
+        view->ring_capacity = capacity;
+        view->ring_first = 0;
+    }
+    view->ring[(view->ring_first + count) & (view->ring_capacity - 1)] = entry_hold(entry);
+    view->run_top = entry->seq;
+    view->run_bytes += entry->n;
+}
+
+/* Only what is committed and was served may go: the store has it. */
+static void run_trim(struct view *view)
+{
+    const struct config *config = view->proxy->config;
+
+    while (run_count(view) > 0 && (run_count(view) > (uint64_t)config->tail_max_entries || view->run_bytes > (size_t)config->tail_max_bytes) &&
+           view->run_base + 1 <= view->durable.seq && view->run_base + 1 <= view->done[0] && view->run_base + 1 <= view->done[1]) {
+        struct entry *oldest = run_at(view, 0);
+
+        view->run_bytes -= oldest->n;
+        entry_drop(oldest);
+        view->ring_first = (view->ring_first + 1) & (view->ring_capacity - 1);
+        view->run_base++;
+    }
+}
+
+static void run_cut_above(struct view *view, uint64_t seq)
+{
+    pieces_clear(view->proxy);
+    while (run_count(view) > 0 && view->run_top > seq) {
+        struct entry *newest = run_at(view, run_count(view) - 1);
+
+        view->run_bytes -= newest->n;
+        entry_drop(newest);
+        view->run_top--;
+    }
+    if (run_count(view) == 0)
+        view->run_base = view->run_top = seq;
+}
+
+static void run_restart(struct view *view, uint64_t base)
+{
+    while (run_count(view) > 0) {
+        entry_drop(run_at(view, 0));
+        view->ring_first = (view->ring_first + 1) & (view->ring_capacity - 1);
+        view->run_base++;
+    }
+    view->run_bytes = 0;
+    view->run_base = view->run_top = base;
+}
+
+struct cursor view_head(const struct view *view, enum deliver deliver)
+{
+    const struct entry *last;
+
+    if (deliver == DELIVER_EARLY && view->run_top > view->durable.seq && (last = view_run_get(view, view->run_top)))
+        return (struct cursor){last->epoch, last->seq};
+    return view->durable;
+}
+
+/* --------------------------------------------------------------------- news */
+
+void view_dirty(struct view *view)
+{
+    if (list_empty(&view->dirty_link))
+        list_push_back(&view->proxy->dirty_views, &view->dirty_link);
+}
+
+static void durable_to(struct view *view, uint64_t seq, uint64_t epoch)
+{
+    const struct entry *entry = view_run_get(view, seq);
+
+    if (seq <= view->durable.seq)
+        return;
+    view->durable.seq = seq;
+    /* Not in the run: the epoch of the shard is at least the entry's, and in a cursor a later epoch means the same for what is committed. */
+    view->durable.epoch = entry ? entry->epoch : epoch > view->durable.epoch ? epoch : view->durable.epoch;
+    view->moved_at = proxy_now(view->proxy);
+    view_dirty(view);
+}
+
+static void hold_back(struct view_check *check, struct entry *entry)
+{
+    if (check->held_count == HELD_MAX) {
+        check->lossy = true;
+        return;
+    }
+    if (check->held_count == check->held_capacity) {
+        check->held_capacity = check->held_capacity ? check->held_capacity * 2 : 16;
+        check->held = xrealloc(check->held, check->held_capacity * sizeof *check->held);
+    }
+    check->held[check->held_count++] = entry_hold(entry);
+}
+
+void view_shown(struct view *view, struct entry *entry, bool durable)
+{
+    if (entry->epoch > view->epoch)
+        view_new_epoch(view, entry->epoch);
+    if (view->check) {
+        hold_back(view->check, entry);
+        if (durable)
+            durable_to(view, entry->seq, entry->epoch);
+        return;
+    }
+    if (run_count(view) == 0 && !view->known && entry->seq > view->run_top + 1)
+        run_restart(view, entry->seq - 1);
+    if (entry->seq > view->run_top + 1) {
+        /* A hole: live subs get what stands before it, then wait for the store. */
+        view_advance(view);
+        run_restart(view, entry->seq - 1);
+    }
+    if (entry->seq == view->run_top + 1)
+        run_append(view, entry);
+    /* else: at or below what is known; the log cannot change there (a new epoch was looked up above) */
+    if (entry->type == ENTRY_REMOVED)
+        view->removed_seq = entry->seq;
+    if (durable)
+        durable_to(view, entry->seq, entry->epoch);
+    view->moved_at = proxy_now(view->proxy);
+    view_dirty(view);
+}
+
+void view_learn_durable(struct view *view, struct cursor durable)
+{
+    durable_to(view, durable.seq, durable.epoch);
+}
+
+void view_learn_room(struct view *view, const struct history_access *access)
+{
+    view->room_no = access->room_no;
+    if (!view->known) {
+        view->known = true;
+        if (run_count(view) == 0 && access->head.seq > view->run_top)
+            run_restart(view, access->head.seq);
+    }
+    if (access->head.seq > view->durable.seq) {
+        durable_to(view, access->head.seq, access->head.epoch);
+        if (!view_run_get(view, access->head.seq))
+            view->durable.epoch = access->head.epoch;
+    }
+    if (view->epoch < access->head.epoch)
+        view_new_epoch(view, access->head.epoch);
+    view_advance(view);
+}
+
+/* ------------------------------------------------------- serving live subs */
+
+/*
+ * Brings live subs up to what they may see. `done` is where a live sub stands; it moves even when nobody is live, so that who comes
+ * next knows where live begins. When the run does not hold the way there, live subs go on from the store.
+ */
+void view_advance(struct view *view)
+{
+    uint64_t early = view->run_top > view->durable.seq ? view->run_top : view->durable.seq;
+    bool moved_durable = view->durable.seq > view->done[1];
+
+    if (view->check || !view->known)
+        return;
+    if (view->durable.seq > view->run_top)
+        run_restart(view, view->durable.seq); /* behind what is committed: of no use for going on */
+    if (early > view->done[0])
+        serve_live(view, VIEW_LIVE_EARLY, early);
+    if (moved_durable) {
+        serve_live(view, VIEW_LIVE_DURABLE, view->durable.seq);
+        mark_want(view);
+    }
+    if (moved_durable || view->unproven)
+        wake_waiting(view);
+    run_trim(view);
+}
+
+static void push_chunks(struct view *view, struct list *live, struct chunk *chunks, size_t count)
+{
+    uint64_t complete_ms = proxy_unix_ms(view->proxy);
+    struct sub *sub;
+
+    list_for_each(sub, live, view_link) {
+        struct stream *stream = sub->stream;
+        enum encoding encoding = stream_encoding(stream);
+
+        for (size_t i = 0; i < count; i++) {
+            struct bytes *bytes = chunk_encode(&chunks[i], encoding, view_room_id(view), complete_ms);
+
+            if (!stream_has_room(stream, bytes->n)) {
+                sub_behind(sub, chunks[i].before);
+                stream_overflow(stream);
+                break;
+            }
+            stream_push(stream, bytes, sub, chunks[i].before);
+            if (stream->poll)
+                poll_moved(stream, view_room_id(view), chunks[i].upto);
+            view->proxy->count.deliveries += chunks[i].count;
+        }
+    }
+}
+
+static void serve_live(struct view *view, enum view_list list, uint64_t upto)
+{
+    uint64_t *done = &view->done[list];
+    struct list *live = &view->subs[list];
+    struct entry *run[256];
+    struct chunk chunks[16];
+
+    if (list_empty(live)) {
+        *done = upto;
+        return;
+    }
+    if (*done < view->run_base || upto > view->run_top) {
+        view_leave_live(view, list);
+        *done = upto;
+        wake_waiting(view);
+        return;
+    }
+    while (*done < upto) {
+        size_t n = 0, used = 0, count = 0;
+
+        while (n < countof(run) && *done + n < upto) {
+            run[n] = run_at(view, *done + n - view->run_base);
+            n++;
+        }
+        while (used < n && count < countof(chunks)) {
+            chunks[count] = chunk_cut(run + used, n - used);
+            used += chunks[count++].count;
+        }
+        /* First, because a sub whose queue is full goes on from `before`, and looks at done. */
+        *done += used;
+        push_chunks(view, live, chunks, count);
+        view->proxy->count.chunks += count;
+        for (size_t i = 0; i < count; i++)
+            chunk_clear(&chunks[i]);
+    }
+    if (view->removed_seq && *done >= view->removed_seq)
+        view_leave_live(view, list);
+}
+
+/* Live subs go on at their own pace from where they stand. */
+static void view_leave_live(struct view *view, enum view_list list)
+{
+    struct sub *sub;
+
+    while (!list_empty(&view->subs[list])) {
+        sub = list_entry(view->subs[list].next, struct sub, view_link);
+        sub_behind(sub, view->done[list]);
+    }
+}
+
+static void wake_waiting(struct view *view)
+{
+    struct list waiting;
+
+    list_init(&waiting);
+    list_splice_back(&waiting, &view->subs[VIEW_WAITING]);
+    while (!list_empty(&waiting)) {
+        struct sub *sub = list_entry(waiting.next, struct sub, view_link);
+
+        if (sub->unproven && sub->seq <= view->done[sub->stream->deliver == DELIVER_DURABLE])
+            sub_proven(sub);
+        sub_behind(sub, sub->seq);
+    }
+}
+
+/* ------------------------------------------------ epochs: is the prefix good */
+
+void view_new_epoch(struct view *view, uint64_t epoch)
+{
+    if (epoch <= view->epoch)
+        return;
+    /* What was shown above the durable mark under an older epoch may not be in the log, or stand there as something else. */
+    if (run_count(view) > 0 && view->run_top > view->durable.seq && !view->check) {
+        view_advance(view);
+        view->epoch = epoch;
+        check_start(view);
+        return;
+    }
+    view->epoch = epoch;
+}
+
+void view_suspect(struct view *view)
+{
+    if (list_empty(&view->suspect_link) && view->run_top > view->durable.seq)
+        list_push_back(&view->proxy->suspects, &view->suspect_link);
+}
+
+static void check_start(struct view *view)
+{
+    struct view_check *check = xcalloc(1, sizeof *check);
+    const struct entry *last = view_run_get(view, view->run_top);
+
+    check->view = view;
+    check->validity.cursor = (struct cursor){last->epoch, last->seq};
+    check->validity.done = check_done;
+    view->check = check;
+    check_ask(check);
+}
+
+static void check_ask(struct view_check *check)
+{
+    check->validity.room_no = check->view->room_no;
+    check->asked = true;
+    history_check_cursor(check->view->proxy->history, &check->validity);
+}
+
+static void tell_reset(struct view *view, struct cursor valid)
+{
+    static const enum view_list told[] = {VIEW_LIVE_EARLY, VIEW_WAITING, VIEW_OTHERS};
+    struct sub *sub;
+
+    for (size_t i = 0; i < countof(told); i++)
+        list_for_each(sub, &view->subs[told[i]], view_link)
+            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY && (sub->state == SUB_LIVE || sub->seq > valid.seq))
+                sub_reset(sub, (struct cursor){view->epoch, valid.seq});
+}
+
+static void check_done(struct history_validity *validity, enum err err)
+{
+    struct view_check *check = container_of(validity, struct view_check, validity);
+    struct view *view = check->view;
+
+    check->asked = false;
+    if (err) { /* the database is away: the wheel asks again */
+        if (list_empty(&view->suspect_link))
+            list_push_back(&view->proxy->suspects, &view->suspect_link);
+        return;
+    }
+    view->check = NULL;
+    list_remove(&view->suspect_link);
+    if (validity->valid.seq < view->run_top) {
+        run_cut_above(view, validity->valid.seq);
+        if (view->removed_seq > validity->valid.seq)
+            view->removed_seq = 0;
+        if (view->done[0] > validity->valid.seq) {
+            view->proxy->count.resets++;
+            log_info("view.reset", "room=%.*s epoch=%" PRIu64 " seq=%" PRIu64, STR_ARG(view_room_id(view)), view->epoch, validity->valid.seq);
+            tell_reset(view, validity->valid);
+            view->done[0] = validity->valid.seq;
+        }
+    }
+    durable_to(view, validity->head.seq, validity->head.epoch);
+    view_dirty(view);
+    wake_waiting(view);
+    for (size_t i = 0; i < check->held_count; i++) {
+        view_shown(view, check->held[i], false);
+        entry_drop(check->held[i]);
+    }
+    free(check->held);
+    free(check);
+}
+
+void view_recheck(struct proxy *proxy)
+{
+    struct view *view;
+    bool ours;
+
+    list_for_each(view, &proxy->suspects, suspect_link) {
+        uint64_t epoch = history_epoch(proxy->history, view_room_id(view), &ours);
+
+        if (view->check && !view->check->asked)
+            check_ask(view->check);
+        else if (!view->check && view->run_top <= view->durable.seq)
+            list_remove(&view->suspect_link);
+        else if (!view->check && epoch > view->epoch)
+            view_new_epoch(view, epoch);
+    }
+}
+
+/* ------------------------------------- durable marks, signals, what is ephemeral */
+
+static void send_to(struct list *subs, struct str json, struct bytes *by_encoding[ENCODINGS])
+{
+    struct sub *sub;
+
+    list_for_each(sub, subs, view_link) {
+        enum encoding encoding = stream_encoding(sub->stream);
+
+        if (sub->state == SUB_OPENING)
+            continue;
+        if (encoding == ENC_SSE_ONE || encoding == ENC_SSE_MANY)
+            encoding = ENC_SSE_PLAIN; /* no id: these have no place in the log */
+        if (!by_encoding[encoding])
+            by_encoding[encoding] = event_encode(encoding, json, STR(""));
+        /* First to go under load: a quarter of the bound is theirs. */
+        if (stream_has_room(sub->stream, 3 * (size_t)sub->stream->proxy->config->stream_pending_max_bytes / 4))
+            stream_push(sub->stream, by_encoding[encoding], sub, ITEM_DROP);
+    }
+}
+
+static void send_mark(struct view *view)
+{
+    struct bytes *marks[ENCODINGS] = {0}, *signals[ENCODINGS] = {0};
+    struct buf json = {0};
+    char head[CURSOR_TEXT_MAX];
+
+    view->mark_at = proxy_now(view->proxy);
+    view->mark_seq = view->durable.seq;
+    if (!list_empty(&view->subs[VIEW_LIVE_EARLY])) {
+        buf_printf(&json, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}", STR_ARG(view_room_id(view)), view->durable.seq);
+        send_to(&view->subs[VIEW_LIVE_EARLY], buf_str(&json), marks);
+        view->proxy->count.marks++;
+    }
+    if (!list_empty(&view->subs[VIEW_SIGNALLED])) {
+        buf_reset(&json);
+        cursor_write(head, view->durable);
+        buf_printf(&json, "{\"type\":\"signal\",\"room_id\":\"%.*s\",\"head\":\"%s\"}", STR_ARG(view_room_id(view)), head);
+        send_to(&view->subs[VIEW_SIGNALLED], buf_str(&json), signals);
+        view->proxy->count.signals++;
+    }
+    for (int i = 0; i < ENCODINGS; i++) {
+        bytes_drop(marks[i]);
+        bytes_drop(signals[i]);
+    }
+    buf_clear(&json);
+}
+
+/* At most one mark per room and interval; the first after a quiet interval goes at once. */
+static void mark_want(struct view *view)
+{
+    struct proxy *proxy = view->proxy;
+    int64_t since = (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at), interval = proxy->config->durable_mark_ms;
+
+    if (view->durable.seq == view->mark_seq || (list_empty(&view->subs[VIEW_LIVE_EARLY]) && list_empty(&view->subs[VIEW_SIGNALLED])))
+        return;
+    if (since >= interval) {
+        list_remove(&view->mark_link);
+        send_mark(view);
+    } else if (list_empty(&view->mark_link)) {
+        bool first = list_empty(&proxy->marks);
+
+        list_push_back(&proxy->marks, &view->mark_link);
+        if (first && !uv_is_active((uv_handle_t *)&proxy->mark_timer))
+            view_marks(proxy);
+    }
+}
+
+static void marks_due(uv_timer_t *timer)
+{
+    view_marks(timer->data);
+}
+
+void view_marks(struct proxy *proxy)
+{
+    int64_t interval = proxy->config->durable_mark_ms, next = interval;
+    struct view *view;
+
+    list_for_each(view, &proxy->marks, mark_link) {
+        int64_t since = (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at);
+
+        if (since >= interval) {
+            list_remove(&view->mark_link);
+            if (view->durable.seq != view->mark_seq)
+                send_mark(view);
+        } else if (interval - since < next) {
+            next = interval - since;
+        }
+    }
+    /* Not finer than a twentieth, so that one walk serves all that are due about now; not coarser than a quarter, for those that come meanwhile. */
+    if (next > interval / 4 + 1)
+        next = interval / 4 + 1;
+    if (!list_empty(&proxy->marks))
+        uv_timer_start(&proxy->mark_timer, marks_due, (uint64_t)(next > interval / 20 ? next : interval / 20 + 1), 0);
+}
+
+void view_flush_ephemeral(struct view *view)
+{
+    struct bytes *by_encoding[ENCODINGS] = {0};
+    struct str lines = {view->ephemeral.p, view->ephemeral.n};
+
+    if (!lines.n)
+        return;
+    lines.n--; /* the last separator */
+    for (int i = 0; i < VIEW_LISTS; i++)
+        if (i != VIEW_SIGNALLED)
+            send_to(&view->subs[i], lines, by_encoding);
+    for (int i = 0; i < ENCODINGS; i++)
+        bytes_drop(by_encoding[i]);
+    buf_clear(&view->ephemeral);
+}
+
+/* Above the bound streams get signals; well below it they get everything they missed, from the store. */
+void view_signal_mode(struct view *view)
+{
+    uint64_t bound = (uint64_t)view->proxy->config->signal_above_streams;
+    struct sub *sub;
+
+    if (!view->signalling && view->sub_count > bound) {
+        view->signalling = true;
+        for (int list = VIEW_LIVE_EARLY; list <= VIEW_LIVE_DURABLE; list++)
+            view_leave_live(view, (enum view_list)list);
+    } else if (view->signalling && view->sub_count < bound - bound / 10) {
+        view->signalling = false;
+        list_for_each(sub, &view->subs[VIEW_SIGNALLED], view_link)
+            if (sub->stream->deliver != DELIVER_SIGNAL)
+                sub_behind(sub, sub->seq);
+    }
+}
+
+/* ------------------------------------------------ rooms of other instances */
+
+static void looked(struct history_access *access, enum err err)
+{
+    struct view_look *look = container_of(access, struct view_look, access);
+    struct view *view = look->view;
+
+    view->look = NULL;
+    if (!err && view->known)
+        view_learn_room(view, access);
+    free(look);
+}
+
+/*
+ * No news travel from owner to owner's readers elsewhere yet: the heads of such rooms are looked at once a second, all in one query, as long as
+ * somebody listens; the entries come from the store.
+ */
+void view_look_abroad(struct proxy *proxy)
+{
+    bool ours;
+
+    for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
+        struct view *view = container_of(link, struct view, link);
+
+        if (view->look || !view->known)
+            continue;
+        history_epoch(proxy->history, view_room_id(view), &ours);
+        if (ours)
+            continue;
+        view->look = xcalloc(1, sizeof *view->look);
+        view->look->view = view;
+        view->look->access.room_id = view_room_id(view);
+        view->look->access.done = looked;
+        list_init(&view->look->access.link);
+        history_ask_access(proxy->history, &view->look->access);
+    }
+}
+
+static void rechecked(struct history_access *access, enum err err)
+{
+    struct recheck *recheck = container_of(access, struct recheck, access);
+    struct view *view = view_find(recheck->proxy, str_of(recheck->room_id));
+
+    if (err == ERR_NOT_MEMBER && view)
+        account_left(recheck->proxy, (struct str){recheck->account, recheck->account_n}, view, "removed");
+    list_remove(&recheck->link);
+    free(recheck);
+}
+
+static void recheck_account(void *arg, struct str account)
+{
+    struct view *view = arg;
+    struct recheck *recheck;
+
+    if (account.n > ACCOUNT_MAX_BYTES || !audience_find(view->proxy, account))
+        return;
+    recheck = xcalloc(1, sizeof *recheck);
+    recheck->proxy = view->proxy;
+    recheck->account_n = account.n;
+    memcpy(recheck->account, account.p, account.n);
+    memcpy(recheck->room_id, view->room_id_text, view->room_id_n);
+    recheck->access.room_id = str_of(recheck->room_id);
+    recheck->access.account = (struct str){recheck->account, account.n};
+    recheck->access.done = rechecked;
+    list_init(&recheck->access.link);
+    list_push_back(&view->proxy->rechecks, &recheck->link);
+    history_ask_access(view->proxy->history, &recheck->access);
+}
+
+void rechecks_free(struct proxy *proxy)
+{
+    struct list *link;
+
+    while ((link = list_pop_front(&proxy->rechecks))) {
+        struct recheck *recheck = list_entry(link, struct recheck, link);
+
+        history_access_forget(&recheck->access);
+        free(recheck);
+    }
+}
+
+void view_read_entry(struct view *view, const struct entry *entry)
+{
+    bool ours;
+
+    if (entry->type == ENTRY_REMOVED)
+        view->removed_seq = entry->seq;
+    if (entry->type != ENTRY_LEFT)
+        return;
+    history_epoch(view->proxy->history, view_room_id(view), &ours);
+    if (!ours) /* else it was told when it happened */
+        entry_accounts(entry, recheck_account, view);
+}
