@@ -1,14 +1,16 @@
 /*
- * Who is here and who owns what: the registry of instances and the leases of shards, kept in PostgreSQL. An instance renews one counter a
- * second, whatever the number of its shards; a lease row changes only when its owner does. A lease carries an epoch (fencing number) that grows
- * with every owner and is compared, together with the owner's instance id, in every append.
+ * Who is here and who owns what: the registry of instances and the leases of shards, kept in PostgreSQL. An instance
+ * renews one counter a second, whatever the number of its shards; a lease row changes only when its owner does. A lease
+ * carries an epoch (fencing number) that grows with every owner and is compared, together with the owner's instance id,
+ * in every append.
  *
- * Death is judged by the observer: an instance whose counter did not move during lease_ttl_ms of our own monotonic clock in which our own polls
- * succeeded is dead; nobody loses leases because the database was away. Sooner: when a beat is missed and its shard's queue has no consumer in two
- * looks 300 ms apart. Takeover runs with a lock_timeout of 300 ms and ends the old owner's backend when that expires (a half-sent batch would hold the fence for ever).
+ * Death is judged by the observer: an instance whose counter did not move during lease_ttl_ms of our own monotonic
+ * clock in which our own polls succeeded is dead; nobody loses leases because the database was away. Sooner: when a
+ * beat is missed and its shard's queue has no consumer in two looks 300 ms apart. Takeover runs with a lock_timeout of
+ * 300 ms and ends the old owner's backend when that expires (a half-sent batch would hold the fence for ever).
  *
- * A stopped clock (process or machine stood still for more than lease_ttl_ms by CLOCK_BOOTTIME) is found before the next beat is believed: shards are reported lost
- * unless the re-read rows still name us.
+ * A stopped clock (process or machine stood still for more than lease_ttl_ms by CLOCK_BOOTTIME) is found before the
+ * next beat is believed: shards are reported lost unless the re-read rows still name us.
  *
  *   shard:  FOREIGN -free or owner dead-> TAKING -row changed-> OURS -release / row names another-> FOREIGN
  *
@@ -28,7 +30,8 @@ struct cluster_events {
     void (*taken)(void *arg, struct str shard, uint64_t epoch);
     /* It is not ours any more: stop at once, ack nothing more. */
     void (*lost)(void *arg, struct str shard);
-    /* Nobody renewed that owner's beat: is anybody still consuming the shard's queue? Answer with cluster_probed (later or at once). */
+    /* Nobody renewed that owner's beat: is anybody still consuming the shard's queue? Answer with cluster_probed (later
+     * or at once). */
     void (*probe)(void *arg, struct str shard);
     void *arg;
 };
@@ -44,12 +47,12 @@ struct cluster_instance {
     char url[256];
     bool draining, alive; /* alive: as this observer judges */
     bool self;
-    uint32_t shards;      /* leases it holds */
-    uint32_t streams;     /* as it last said */
+    uint32_t shards;  /* leases it holds */
+    uint32_t streams; /* as it last said */
 };
 
-MUST_USE enum err cluster_join(struct cluster **out, uv_loop_t *loop, struct pg *pg, const struct cluster_settings *settings,
-    const struct cluster_events *events);
+MUST_USE enum err cluster_join(struct cluster **out, uv_loop_t *loop, struct pg *pg,
+    const struct cluster_settings *settings, const struct cluster_events *events);
 const char *cluster_self(const struct cluster *cluster); /* our instance id: a ULID minted at start, text with NUL */
 /* Takeover waits until this was said: an instance that cannot consume must not take shards. */
 void cluster_ready(struct cluster *cluster, bool able);
@@ -59,12 +62,18 @@ void cluster_probed(struct cluster *cluster, struct str shard, enum err err, uin
 void cluster_release(struct cluster *cluster, struct str shard);
 void cluster_set_draining(struct cluster *cluster, bool draining);
 void cluster_set_load(struct cluster *cluster, uint32_t streams);
-/* The write lane's session changed: the lease rows name the backend that a successor may have to end. Done when the rows are written; appends may go on meanwhile. */
+/* The write lane's session changed: the lease rows name the backend that a successor may have to end. Done when the
+ * rows are written; appends may go on meanwhile. */
 void cluster_bind_backend(struct cluster *cluster, int backend_pid);
 
-/* Known instances, self included, as of the last beat. */
+/* False when this process stood still for longer than a lease and the leases were not read again since: whoever is
+ * about to sequence what a socket gave him asks first, because that may have been read before any timer could run.
+ * Costs a clock reading. */
+bool cluster_sure(struct cluster *cluster);
+
+/* Known instances, self included, as of the last beat. The array is good until the next one. */
 size_t cluster_instances(const struct cluster *cluster, const struct cluster_instance **instances);
-/* All shards of the installation in order; the owner's id ("" = nobody) and epoch. */
+/* All shards of the installation in order; the owner's id ("" = nobody) and epoch. Good until the loop runs on. */
 size_t cluster_shard_count(const struct cluster *cluster);
 struct cluster_shard {
     char name[8];
@@ -79,7 +88,8 @@ const struct cluster_shard *cluster_find_shard(const struct cluster *cluster, st
 uint64_t cluster_now_ms(const struct cluster *cluster);
 bool cluster_database_ok(const struct cluster *cluster); /* the last beat was answered */
 
-/* Leaves the registry, releases what is left. done(arg) once, also when the database is away (then after 1 s). */
+/* Leaves the registry, releases what is left; no event comes any more. done(arg) once, later, also when the database is
+ * away (then after 1 s); the cluster is freed before it. */
 void cluster_leave(struct cluster *cluster, void (*done)(void *arg), void *arg);
 
 #endif
