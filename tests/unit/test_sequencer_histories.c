@@ -15,7 +15,7 @@
 
 #include "history/sequencer.h"
 
-enum { ROOMS = 3, ACCOUNTS = 5, PUBLISHERS = 3, BODIES_MAX = 80, LOG_MAX = 400, QUEUE_MAX = 400, BATCH_MAX = 8, IN_FLIGHT = 2 };
+enum { ROOMS = 3, ACCOUNTS = 5, PUBLISHERS = 3, BODIES_MAX = 80, LOG_MAX = 250, QUEUE_MAX = 400, BATCH_MAX = 8, IN_FLIGHT = 2 };
 
 static uint64_t seed_now;
 static uint64_t random_state;
@@ -44,7 +44,7 @@ static bool chance(uint32_t percent)
 /* --- what was published --- */
 
 struct body {
-    char text[512];
+    char text[320];
     int room; /* -1: a room that does not exist */
     int publisher;
     struct id128 id;
@@ -74,7 +74,7 @@ struct stored {
     int sender; /* account, -1 system, -2 none */
     bool counts;
     char *json;
-    char content[200];
+    char content[96];
 };
 struct stored_room {
     struct stored log[LOG_MAX];
@@ -177,6 +177,7 @@ static void on_shown(void *arg, struct str room_id, struct entry *entry, bool du
     struct screen *screen = &w.screens[index];
 
     (void)arg;
+    CHECK(entry->seq < LOG_MAX);
     CHECK(durable || entry->type == ENTRY_MESSAGE); /* only plain messages are ever early */
     CHECK(!durable || entry->seq <= w.rooms[index].last_seq);
     if (entry->seq <= screen->head) { /* the one correction besides reset */
@@ -479,6 +480,7 @@ static void store_row(const struct seq_row *row)
         w.dead[w.dead_n++] = (struct dead){row->dead_id, row->dead};
     if (!row->entry)
         return;
+    CHECK(row->entry->seq < LOG_MAX);
     room = &w.rooms[row->room_no - 1];
     stored = &room->log[row->entry->seq];
     room->last_seq = row->entry->seq;
@@ -784,10 +786,10 @@ static void tear_down(void)
     sequencer_free(w.sequencer);
     seq_needs_clear(&w.needs);
     for (int r = 0; r < ROOMS; r++) {
-        for (int i = 0; i < LOG_MAX; i++) {
+        for (uint64_t i = 0; i <= w.rooms[r].last_seq; i++)
             free(w.rooms[r].log[i].json);
+        for (uint64_t i = 0; i < LOG_MAX; i++)
             free(w.screens[r].json[i]);
-        }
     }
 }
 
