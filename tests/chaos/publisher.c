@@ -3,9 +3,9 @@
  * not confirmed is published again with the same client_msg_id until it is, and nothing new leaves before: so the order of each room is
  * the order of the numbers.
  *
- *   chaos_publisher AMQP_URL SENDER COUNT WINDOW ROOMS_FILE
+ *   chaos_publisher AMQP_URL SENDER COUNT WINDOW ROOMS_FILE [RATE]
  *
- * ROOMS_FILE holds a room id a line. Prints the number of confirmed messages once a second, and at the end one line of JSON.
+ * ROOMS_FILE holds a room id a line. RATE: at most so many new messages a second; 0 or none = as fast as confirms come. Prints the number of confirmed messages once a second, and at the end one line of JSON.
  * Ends with 0 when all are confirmed. Message n goes to room n modulo rooms, with client_msg_id "<sender>-<n>".
  */
 #include <inttypes.h>
@@ -30,7 +30,7 @@ static struct {
     const char *sender;
     char *rooms[ROOMS_MAX];
     size_t room_count;
-    uint64_t count, next, confirmed, repeated, in_flight;
+    uint64_t count, next, confirmed, repeated, in_flight, rate;
     struct list idle, failed;
     struct buf body;
     uv_prepare_t turn;
@@ -79,6 +79,11 @@ static void on_done(struct amqp_publish *publish, enum err err)
     list_push_back(&p.idle, &sending->link);
 }
 
+static bool due(void)
+{
+    return !p.rate || p.next < (clock_mono_ms() - p.started_ms) * p.rate / 1000;
+}
+
 static void on_turn(uv_prepare_t *turn)
 {
     struct list *at;
@@ -100,7 +105,7 @@ static void on_turn(uv_prepare_t *turn)
         }
         return;
     }
-    while (p.next < p.count && (at = list_pop_front(&p.idle))) {
+    while (p.next < p.count && due() && (at = list_pop_front(&p.idle))) {
         struct sending *sending = list_entry(at, struct sending, link);
 
         sending->n = p.next++;
@@ -110,7 +115,12 @@ static void on_turn(uv_prepare_t *turn)
 
 static void on_tick(uv_timer_t *timer)
 {
+    static uint64_t told_ms;
+
     (void)timer;
+    if (clock_mono_ms() - told_ms < 1000)
+        return;
+    told_ms = clock_mono_ms();
     printf("%" PRIu64 "\n", p.confirmed);
     fflush(stdout);
 }
@@ -133,14 +143,15 @@ static bool read_rooms(const char *path)
 
 int main(int argc, char **argv)
 {
-    size_t window = argc == 6 ? strtoull(argv[4], NULL, 10) : 0;
+    size_t window = argc == 6 || argc == 7 ? strtoull(argv[4], NULL, 10) : 0;
 
     if (!window || !read_rooms(argv[5])) {
-        fputs("chaos_publisher AMQP_URL SENDER COUNT WINDOW ROOMS_FILE\n", stderr);
+        fputs("chaos_publisher AMQP_URL SENDER COUNT WINDOW ROOMS_FILE [RATE]\n", stderr);
         return 2;
     }
     p.sender = argv[2];
     p.count = strtoull(argv[3], NULL, 10);
+    p.rate = argc == 7 ? strtoull(argv[6], NULL, 10) : 0;
     p.loop = uv_default_loop();
     list_init(&p.idle);
     list_init(&p.failed);
@@ -156,7 +167,7 @@ int main(int argc, char **argv)
     uv_prepare_init(p.loop, &p.turn);
     uv_prepare_start(&p.turn, on_turn);
     uv_timer_init(p.loop, &p.tick);
-    uv_timer_start(&p.tick, on_tick, 100, 1000);
+    uv_timer_start(&p.tick, on_tick, 10, 10); /* also wakes the loop when messages are due */
     p.started_ms = clock_mono_ms();
     uv_run(p.loop, UV_RUN_DEFAULT);
     printf("{\"confirmed\":%" PRIu64 ",\"repeated\":%" PRIu64 ",\"ms\":%" PRIu64 "}\n", p.confirmed, p.repeated, clock_mono_ms() - p.started_ms);
