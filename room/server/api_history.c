@@ -71,6 +71,8 @@ void api_history_push(struct call *call)
     push->sender = field_sender(fields, "sender");
     push->kind = field_kind(fields, "kind");
     push->client_msg_id = field_client_id(fields, "client_msg_id");
+    if (!push->client_msg_id.p) /* the same promise under the name that all other calls have for it */
+        push->client_msg_id = field_client_id(fields, "request_id");
     push->transient = field_boolean(fields, "transient", false);
     push->wait = (enum history_wait)field_word(fields, "wait", waits, WAIT_CONFIRMED);
     if (push->transient && push->wait != WAIT_CONFIRMED)

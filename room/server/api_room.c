@@ -93,7 +93,7 @@ static void announce(struct call *call)
     while (count <= ROOM_CREATE_MEMBERS_MAX && json_next_item(&walk, &item))
         if (json_string(item, &scratch, &accounts[count]))
             count++;
-    if (count)
+    if (count && call->service->proxy)
         proxy_room_created(call->service->proxy, call->create.room_id, accounts, count);
     buf_clear(&scratch);
     free(accounts);

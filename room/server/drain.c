@@ -15,8 +15,8 @@ enum {
     SHARDS_MS = 10000
 };
 
-enum drain_state { DRAIN_RUNNING, DRAIN_STREAMS, DRAIN_CALLS, DRAIN_SHARDS, DRAIN_REGISTRY, DRAIN_DONE };
-static const char *const state_names[] = {"running", "streams", "calls", "shards", "registry", "done"};
+enum drain_state { DRAIN_RUNNING, DRAIN_STREAMS, DRAIN_CALLS, DRAIN_SHARDS, DRAIN_DONE };
+static const char *const state_names[] = {"running", "streams", "calls", "shards", "done"};
 
 struct drain {
     struct service *service;
@@ -33,7 +33,6 @@ static void on_signal(uv_signal_t *handle, int number);
 static void on_streams_gone(void *arg);
 static void on_look(uv_timer_t *timer);
 static void on_shards_gone(void *arg);
-static void on_left(void *arg);
 
 struct drain *drain_listen(struct service *service, void (*done)(struct service *service))
 {
@@ -118,15 +117,6 @@ static void on_shards_gone(void *arg)
 {
     struct drain *drain = arg;
 
-    enter(drain, DRAIN_REGISTRY);
-    cluster_leave(drain->service->cluster, on_left, drain);
-}
-
-static void on_left(void *arg)
-{
-    struct drain *drain = arg;
-
-    drain->service->cluster = NULL;
     enter(drain, DRAIN_DONE);
     drain->done(drain->service);
 }

@@ -1,7 +1,7 @@
 /*
  * Stopping in order. The first SIGTERM or SIGINT begins, the second one ends the process at once.
  *
- *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─committed, handed over─▶ REGISTRY ─left─▶ done
+ *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─committed, handed over─▶ DONE: the rest is main's list upwards
  *
  * Thread: the loop's.
  */
@@ -10,7 +10,7 @@
 
 #include "service.h"
 
-/* Listens for the signals. done(service) when everything is handed over; the loop may be stopped then. */
+/* Listens for the signals. done(service) when everything is handed over: the loop is to be stopped then. */
 struct drain *drain_listen(struct service *service, void (*done)(struct service *service));
 void drain_close(struct drain *drain);
 

@@ -46,6 +46,9 @@ static bool others_hold_all(const struct cluster *cluster)
     return cluster_shard_count(cluster) > 0;
 }
 
+/* All is well and there is nothing to own: calls are answered, but work is better sent to those who own shards. */
+static const char standby_reason[] = "another instance holds all shards";
+
 /* A sentence for people; NULL: ready. */
 static const char *not_ready_because(const struct service *service)
 {
@@ -59,7 +62,7 @@ static const char *not_ready_because(const struct service *service)
         return history_why_not_ready(service->history);
     if (history_shards_ours(service->history))
         return NULL;
-    return others_hold_all(service->cluster) ? "another instance holds all shards"
+    return others_hold_all(service->cluster) ? standby_reason
            : leases_ours(service->cluster)   ? "shards are ours, but none is consumed yet"
                                              : "no shard has been taken over yet";
 }
@@ -73,6 +76,7 @@ static void serve_ready(struct service *service, struct http_reply *reply)
 
     buf_printf(&json, "{\"ready\":%s,\"instance\":\"%s\",\"name\":", reason ? "false" : "true", cluster_self(service->cluster));
     buf_json_string(&json, str_of(service->config->instance_name));
+    buf_printf(&json, ",\"standby\":%s", reason == standby_reason ? "true" : "false");
     buf_printf(&json, ",\"version\":\"%s\",\"broker\":%s,\"database\":%s,\"draining\":%s,\"shards\":[", ROOMD_VERSION,
         history_ready(service->history) ? "true" : "false", cluster_database_ok(service->cluster) ? "true" : "false",
         service->draining ? "true" : "false");

@@ -79,6 +79,7 @@ struct running {
 static void on_schema(void *arg, enum schema_state state);
 static bool start(struct running *running);
 static void stop(struct running *running);
+static void on_left(void *arg);
 
 static enum exit_code serve(const struct config *config, const char *config_path)
 {
@@ -148,6 +149,7 @@ static void stop(struct running *running)
         http_server_close(service->http);
     if (service->proxy)
         proxy_stop(service->proxy);
+    service->proxy = NULL;
     if (service->history)
         history_stop(service->history);
     if (service->consume)
@@ -155,7 +157,9 @@ static void stop(struct running *running)
     if (service->publish)
         amqp_link_close(service->publish);
     if (service->cluster)
-        cluster_leave(service->cluster, wire_ignore, NULL);
+        cluster_leave(service->cluster, on_left, service);
+    while (service->cluster)
+        uv_run(service->loop, UV_RUN_ONCE);
     if (running->schema)
         schema_watch_stop(running->schema);
     if (service->pg)
@@ -172,6 +176,13 @@ static void stop(struct running *running)
     if (uv_loop_close(service->loop))
         log_warn("stop.handles", "some are still open");
     log_info("stopped", "code=%d", running->code);
+}
+
+static void on_left(void *arg)
+{
+    struct service *service = arg;
+
+    service->cluster = NULL;
 }
 
 static void on_schema(void *arg, enum schema_state state)

@@ -26,11 +26,6 @@ void wire_stop_loop(struct service *service)
     uv_stop(service->loop);
 }
 
-void wire_ignore(void *arg)
-{
-    (void)arg;
-}
-
 /* ---------------------------------------------------------------------------------------------------------- database */
 
 struct pg *wire_pg(struct service *service)

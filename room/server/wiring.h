@@ -17,6 +17,5 @@ struct proxy *wire_proxy(struct service *service);
 /* The address gateways reach this instance at; static memory. */
 const char *wire_url(const struct service *service);
 void wire_stop_loop(struct service *service);
-void wire_ignore(void *arg);
 
 #endif
