@@ -13,7 +13,9 @@ CREATE TABLE IF NOT EXISTS instance (
     lease_ttl_ms int NOT NULL,                       --   dead: settings may differ while they are being changed
     ready        boolean NOT NULL,                   -- can consume: may be given shards
     draining     boolean NOT NULL,
-    streams      int NOT NULL
+    streams      int NOT NULL,
+    backend_pid   int,                               -- its writing session, which a successor may have to end
+    backend_start timestamptz
 ) WITH (fillfactor = 50);
 
 -- Changes only when the owner does: appends hold its row FOR SHARE from their first statement to their commit.
@@ -21,7 +23,8 @@ CREATE TABLE IF NOT EXISTS shard_lease (
     shard         text COLLATE "C" PRIMARY KEY,
     epoch         bigint NOT NULL DEFAULT 0,         -- grows with every owner
     holder        text COLLATE "C",                  -- instance.id; null: free
-    backend_pid   int,                               -- the holder's writing session, which a successor may have to end
+    backend_pid   int,                               -- the holder's writing session when it took the lease, or a later one: appends may
+                                                     --   keep the row locked, so the instance's row is the first to know a new one
     backend_start timestamptz
 ) WITH (fillfactor = 50);
 
@@ -37,22 +40,24 @@ $$;
 --   1  an instance: key, label, url, num = beat, age_ms, streams, beat_ms, lease_ttl_ms, flag = ready, draining
 --   2  a lease: key = shard, label = holder, num = epoch
 CREATE OR REPLACE FUNCTION cluster_beat(p_id text, p_name text, p_url text, p_beat_ms int, p_ttl_ms int, p_ready boolean, p_draining boolean,
-    p_streams int)
+    p_streams int, p_pid int)
 RETURNS TABLE (kind int, key text, label text, url text, num bigint, age_ms bigint, streams int, beat_ms int, ttl_ms int, flag boolean,
     draining boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     known boolean;
+    started timestamptz := (SELECT a.backend_start FROM pg_stat_get_activity(p_pid) a);
 BEGIN
     -- A beat that a crash of the database swallows is worth nothing; waiting for the disk would only delay the next one.
     PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE instance i SET beat = i.beat + 1, beat_at = clock_timestamp(), name = p_name, url = p_url, beat_ms = p_beat_ms,
-            lease_ttl_ms = p_ttl_ms, ready = p_ready, draining = p_draining, streams = p_streams
+            lease_ttl_ms = p_ttl_ms, ready = p_ready, draining = p_draining, streams = p_streams,
+            backend_pid = p_pid, backend_start = started
         WHERE i.id = p_id;
     known := FOUND;
     IF NOT known THEN
-        INSERT INTO instance AS i (id, name, url, beat_ms, lease_ttl_ms, ready, draining, streams)
-            VALUES (p_id, p_name, p_url, p_beat_ms, p_ttl_ms, p_ready, p_draining, p_streams);
+        INSERT INTO instance AS i (id, name, url, beat_ms, lease_ttl_ms, ready, draining, streams, backend_pid, backend_start)
+            VALUES (p_id, p_name, p_url, p_beat_ms, p_ttl_ms, p_ready, p_draining, p_streams, p_pid, started);
     END IF;
     -- One statement, one snapshot: a holder without a row in it is gone.
     RETURN QUERY
@@ -98,16 +103,19 @@ BEGIN
         WHERE NOT EXISTS (SELECT 1 FROM instance i WHERE i.id = w.holder AND i.beat <> w.beat AND i.id <> p_me);
 END $$;
 
--- Ends the writing sessions of holders that were found dead, as long as they are the very sessions the leases name.
+-- Ends the writing sessions of holders that were found dead: those their leases name and the one they named last, as long as they are the very
+-- sessions and not others that got their number.
 CREATE OR REPLACE FUNCTION cluster_end_backends(p_me text, p_shard text[], p_epoch bigint[], p_holder text[], p_beat bigint[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_terminate_backend(b.backend_pid, 200)
         FROM (
-            SELECT DISTINCT l.backend_pid, l.backend_start
+            SELECT DISTINCT s.backend_pid, s.backend_start
             FROM shard_lease l JOIN unnest(p_shard, p_epoch, p_holder, p_beat) w(shard, epoch, holder, beat)
                 ON l.shard = w.shard AND l.epoch = w.epoch AND l.holder = w.holder
-            WHERE w.holder <> p_me AND NOT EXISTS (SELECT 1 FROM instance i WHERE i.id = w.holder AND i.beat <> w.beat)) b
+            LEFT JOIN instance i ON i.id = w.holder
+            CROSS JOIN LATERAL (VALUES (l.backend_pid, l.backend_start), (i.backend_pid, i.backend_start)) s(backend_pid, backend_start)
+            WHERE w.holder <> p_me AND (i.id IS NULL OR i.beat = w.beat)) b
         JOIN LATERAL pg_stat_get_activity(b.backend_pid) a ON a.backend_start = b.backend_start;
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE WARNING 'may not end the session of a dead owner';

@@ -19,8 +19,8 @@ enum {
 
 static const struct pg_statement beat_statement = {"cluster_beat",
     "SELECT kind, key, label, url, num, age_ms, streams, beat_ms, ttl_ms, flag, draining "
-    "FROM cluster_beat($1, $2, $3, $4, $5, $6, $7, $8)",
-    8};
+    "FROM cluster_beat($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    9};
 static const struct pg_statement take_statement = {
     "cluster_take", "SELECT shard, epoch FROM cluster_take($1, $2, $3, $4, $5, $6, $7)", 7};
 static const struct pg_statement bind_statement = {
@@ -48,6 +48,7 @@ enum lease_state { LEASE_FOREIGN, LEASE_TAKING, LEASE_OURS, LEASE_LEAVING };
 struct lease {
     enum lease_state state;
     bool present;       /* in the last answer */
+    bool locked;        /* somebody holds its row although the owner is gone */
     bool taken, stolen; /* to be told */
     /* Looking whether anybody consumes the queue of an owner in doubt. */
     bool looking;
@@ -378,6 +379,7 @@ static void beat_start(struct cluster *cluster)
     pg_param_bool(&cluster->params, cluster->able);
     pg_param_bool(&cluster->params, cluster->draining);
     pg_param_i32(&cluster->params, (int32_t)cluster->streams);
+    pg_param_i32(&cluster->params, cluster->backend_pid);
     submit(cluster, &cluster->beat, cluster->lease_ttl_ms > 2000 ? cluster->lease_ttl_ms : 2000);
 }
 
@@ -724,8 +726,8 @@ static void leases_judge(struct cluster *cluster)
         if (prospect == IN_DOUBT && lease->looks < LOOKS_NEEDED) {
             look(cluster, i);
         } else if (cluster->take.state == PG_IDLE) {
-            log_info("lease.take", "shard=%s epoch=%llu from=%s why=%s", shard->name, (unsigned long long)shard->epoch,
-                shard->owner,
+            log_at(lease->locked ? LOG_DEBUG : LOG_INFO, "lease.take", "shard=%s epoch=%llu from=%s why=%s",
+                shard->name, (unsigned long long)shard->epoch, shard->owner,
                 shard->owner[0] == '\0' ? "free"
                 : prospect == IN_DOUBT  ? "no_consumer"
                                         : "dead");
@@ -830,6 +832,7 @@ static void take_done(struct pg_query *query, enum err err, const PGresult *resu
             continue;
         if (epoch >= 0) {
             lease->taken = true;
+            lease->locked = false;
             lease->looks = 0;
             shard->epoch = (uint64_t)epoch;
             copy_text(shard->owner, sizeof shard->owner, str_of(cluster->id));
@@ -837,7 +840,9 @@ static void take_done(struct pg_query *query, enum err err, const PGresult *resu
             lease->state = LEASE_TAKING;
             again = true;
         } else {
-            log_warn("lease.locked", "shard=%s holder=%s", shard->name, shard->owner);
+            if (!lease->locked)
+                log_warn("lease.locked", "shard=%s holder=%s", shard->name, shard->owner);
+            lease->locked = true;
         }
     }
     leases_count(cluster);
@@ -855,6 +860,7 @@ void cluster_bind_backend(struct cluster *cluster, int backend_pid)
     cluster->backend_pid = backend_pid;
     cluster->bind_wanted = true;
     cluster->bind_waits = false;
+    poll_now(cluster); /* our own row names it at once, the leases as soon as appends let go of them */
     bind_start(cluster);
 }
 
