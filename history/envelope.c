@@ -78,7 +78,7 @@ void envelope_free(struct envelope *envelope)
     free(envelope->accounts);
     buf_clear(&envelope->scratch);
     buf_clear(&envelope->meta_text);
-    free((char *)(uintptr_t)envelope->content_type.p);
+    free(envelope->type_text);
     free(envelope);
 }
 
@@ -99,8 +99,12 @@ static enum err read_text(struct reading *r, struct str body)
     struct buf json = {0};
 
     envelope->body = bytes_new(body.p, body.n);
-    if (r->source->content_type.n)
-        envelope->content_type = (struct str){xstrndup(r->source->content_type.p, r->source->content_type.n), r->source->content_type.n};
+    if (str_is(r->source->content_type, "application/json")) {
+        envelope->content_type = STR("application/json"); /* nearly always: no copy */
+    } else if (r->source->content_type.n) {
+        envelope->type_text = xstrndup(r->source->content_type.p, r->source->content_type.n);
+        envelope->content_type = (struct str){envelope->type_text, r->source->content_type.n};
+    }
     if (body.n > (size_t)r->source->content_max_bytes + BODY_EXTRA_MAX_BYTES)
         return refuse(r, ERR_TOO_LARGE, "the body is larger than content may be");
     if (r->source->content_encoding.n && !str_is(r->source->content_encoding, "identity"))

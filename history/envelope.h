@@ -47,6 +47,7 @@ struct envelope {
     size_t account_count;
     struct buf scratch;      /* unescaped texts */
     struct buf meta_text;
+    char *type_text;
 };
 
 /*

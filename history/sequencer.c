@@ -512,7 +512,7 @@ static void accept(struct sequencer *s, struct delivery *delivery, uint64_t now_
         row->meta = envelope->meta;
         row_entry(s, row, ENTRY_MESSAGE, now_ms);
     }
-    seen_put(s, row->message_id, envelope->hash, row->entry->seq, row);
+    row->seen = seen_put(s, row->message_id, envelope->hash, row->entry->seq, row);
     if (!room->barriers) {
         row->shown = true;
         s->events.shown(s->events.arg, room->room_id, row->entry, false);
@@ -565,10 +565,9 @@ static void show_following(struct sequencer *s, struct seq_room *room, struct se
 static void entry_committed(struct sequencer *s, struct seq_row *row)
 {
     struct seq_room *room = row->room;
-    struct seen *seen = seen_find(s, row->envelope->message_id);
 
-    assert(seen && seen->row == row);
-    seen_committed(s, seen);
+    assert(row->seen->row == row);
+    seen_committed(s, row->seen);
     if (!row->shown)
         s->events.shown(s->events.arg, room->room_id, row->entry, true);
     room->durable_seq = row->entry->seq;
@@ -632,13 +631,11 @@ static void become_void(struct sequencer *s, struct seq_row *row, uint64_t of_se
 
 void sequencer_late_duplicate(struct sequencer *s, struct seq_row *row, uint64_t of_seq, int64_t hash)
 {
-    struct seen *seen = seen_find(s, row->envelope->message_id);
     bool conflict = hash != row->envelope->hash;
 
-    assert(seen && seen->row == row);
     become_void(s, row, of_seq);
-    seen->seq = of_seq;
-    seen->hash = hash;
+    row->seen->seq = of_seq;
+    row->seen->hash = hash;
     s->counters.duplicates_total++;
     if (conflict)
         row_dead(s, row, row->envelope->message_id, ERR_CONFLICT, err_sentence(ERR_CONFLICT));

@@ -28,6 +28,7 @@
 
 struct sequencer;
 struct seq_room;
+struct seen;
 
 /* What a commit must write for one member of a room. */
 struct seq_member_change {
@@ -71,6 +72,7 @@ struct seq_row {
     size_t bytes;          /* counts against the unpersisted bound */
     struct buf text;       /* owns content/meta of ops and voids */
     uint64_t first_tag;    /* the sequencer's: deliveries this row settles */
+    struct seen *seen;     /* the sequencer's: its id among those that are known */
     struct map_link by_id; /* the sequencer's */
 };
 
