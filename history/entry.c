@@ -95,6 +95,17 @@ static char *put_message(char *at, const struct entry_parts *parts)
     return at;
 }
 
+/* Content is shown as the JSON text it came as, and that may have line breaks between its tokens (never inside a string: there they are
+ * escaped). An event is one line on every transport, so they become blanks. */
+static void keep_to_one_line(char *p, size_t n)
+{
+    static const char breaks[] = {'\n', '\r'};
+
+    for (size_t i = 0; i < sizeof breaks; i++)
+        for (char *at = p; (at = memchr(at, breaks[i], n - (size_t)(at - p))); at++)
+            *at = ' ';
+}
+
 struct entry *entry_new(const struct entry_parts *parts)
 {
     const char *name = entry_type_name(parts->type);
@@ -128,6 +139,7 @@ struct entry *entry_new(const struct entry_parts *parts)
     }
     *at++ = '}';
     entry->n = (uint32_t)(at - entry->json);
+    keep_to_one_line(entry->json, entry->n);
     assert(entry->n <= most);
     return entry;
 }
