@@ -347,7 +347,7 @@ struct poll {
     struct list hold_link;
     uint32_t due;
     bool over;               /* answer also when there is nothing */
-    bool tell_time;          /* rooms without a position are told about as ~<ms> */
+    bool tell_time;          /* rooms without a position go on from a time: "~@<ms>", in the form of a position */
     enum err err;
     uint64_t resume_ms;
     uint64_t began_ms;       /* server time at which rooms without a position began to be listened to */

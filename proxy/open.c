@@ -207,11 +207,13 @@ bool position_or_room_read(struct str text, struct str *room_id, struct cursor *
     return room_id_read(*room_id, &shard);
 }
 
+/* "~<ms>" as in SSE ids, or "~@<ms>" as among the positions of a poll. */
 static bool time_read(struct str text, uint64_t *ms)
 {
+    size_t mark = text.n > 1 && text.p[1] == '@' ? 2 : 1;
     struct cursor bare;
 
-    if (text.n < 2 || text.p[0] != '~' || memchr(text.p, ':', text.n) || !cursor_read(&bare, (struct str){text.p + 1, text.n - 1}))
+    if (text.n <= mark || memchr(text.p, ':', text.n) || !cursor_read(&bare, (struct str){text.p + mark, text.n - mark}))
         return false;
     *ms = bare.seq;
     return true;

@@ -21,15 +21,13 @@ void poll_begin(struct attach *attach)
     poll->began_ms = proxy_unix_ms(stream->proxy);
     poll->resume_ms = attach->resume_ms;
     list_push_back(&stream->proxy->holding, &poll->hold_link);
-    /* Where a room without a position began must be told, or the next poll would begin somewhere else. */
+    /* Where a room without a position began must be told, or the next poll would begin somewhere else. The time serves rooms that
+     * the account enters between two polls, and those beyond what can be listed. */
+    poll->tell_time = stream->all;
     for (size_t i = 0; i < attach->room_count; i++) {
         const struct attach_room *room = attach->rooms[i];
 
-        if (!room->sub || (room->has_after && !room->reset))
-            continue;
-        if (stream->all)
-            poll->tell_time = true;
-        else
+        if (room->sub && (!room->has_after || room->reset) && poll->moved_count < HELLO_ROOMS_MAX)
             poll_moved(stream, str_of(room->room_id), room->valid);
     }
     http_reply_on_gone(poll->reply, on_gone, stream);
@@ -87,7 +85,7 @@ static void write_after(const struct stream *stream, struct buf *out)
         /* As long as some room is behind, the time from which it resumed stays the promise. */
         bool complete = stream_complete_ms(stream) != 0 || !poll->resume_ms;
 
-        buf_printf(out, "%s\"~%" PRIu64 "\"", poll->moved_count ? "," : "", complete ? poll->began_ms : poll->resume_ms);
+        buf_printf(out, "%s\"~@%" PRIu64 "\"", poll->moved_count ? "," : "", complete ? poll->began_ms : poll->resume_ms);
     }
 }
 

@@ -242,6 +242,32 @@ static void hold_back(struct view_check *check, struct entry *entry)
     check->held[check->held_count++] = entry_hold(entry);
 }
 
+/*
+ * A message that was shown early turned out to be a late duplicate, or nothing the database takes: its seq holds a void. Who has seen the
+ * message is told to forget it (docs/protocol.md#promises), who has not finds the void in its place.
+ */
+static void take_back(struct view *view, struct entry *entry)
+{
+    struct entry **place;
+    struct sub *sub;
+
+    pieces_clear(view->proxy);
+    if (view_run_get(view, entry->seq)) {
+        place = &view->ring[(view->ring_first + entry->seq - view->run_base - 1) & (view->ring_capacity - 1)];
+        view->run_bytes = view->run_bytes - (*place)->n + entry->n;
+        entry_drop(*place);
+        *place = entry_hold(entry);
+    }
+    for (int list = 0; list < VIEW_LISTS; list++) {
+        if (list == VIEW_LIVE_DURABLE || list == VIEW_SIGNALLED)
+            continue;
+        list_for_each(sub, &view->subs[list], view_link)
+            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY &&
+                (sub->state == SUB_LIVE ? view->done[0] : sub->seq) >= entry->seq)
+                stream_say(sub->stream, entry_json(entry));
+    }
+}
+
 void view_shown(struct view *view, struct entry *entry, bool durable)
 {
     if (entry->epoch > view->epoch)
@@ -261,6 +287,8 @@ void view_shown(struct view *view, struct entry *entry, bool durable)
     }
     if (entry->seq == view->run_top + 1)
         run_append(view, entry);
+    else if (entry->type == ENTRY_VOID && entry->seq > view->durable.seq)
+        take_back(view, entry);
     /* else: at or below what is known; the log cannot change there (a new epoch was looked up above) */
     if (entry->type == ENTRY_REMOVED)
         view->removed_seq = entry->seq;
