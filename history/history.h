@@ -48,7 +48,8 @@ void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
 /* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest after `within_ms`. */
 void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg);
-/* Frees, once libuv has closed its handles. The links must have been closed before (their consumers end with them); pg must still be there. */
+/* Frees, once libuv has closed its handles. The links are closed before, or right after in the same turn: no callback of theirs may come in between.
+ * pg must still be there. */
 void history_stop(struct history *history);
 
 bool history_ready(const struct history *history);          /* topology declared, publish link up and not blocked */

@@ -139,7 +139,7 @@ void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when
 void shard_drain_force(struct shard *shard); /* the time is over: close and release with what is not committed */
 void shard_channel_started(struct shard *shard);
 void shard_channel_lost(struct shard *shard, enum err err, struct str text);
-void shard_free_all(struct history *history); /* links are closed already */
+void shard_free_all(struct history *history); /* the links are closed, or about to be */
 
 /* ------------------------------------------------------------------------------------------------------------- inbox
  */

@@ -308,8 +308,6 @@ void shard_lost(struct shard *shard, const char *why)
     bool closing = shard->state == SHARD_CLOSING;
 
     log_warn("shard.lost", "shard=%s epoch=%" PRIu64 " why=\"%s\"", shard->name, shard->epoch, why);
-    writer_forget_shard(history->writer, shard);
-    facts_forget_shard(history->facts, shard);
     shard_leave(shard);
     if (consumer || closing) {
         list_push_back(&history->closing, &shard->link);
@@ -336,6 +334,8 @@ static void shard_leave(struct shard *shard)
     struct history *history = shard->history;
 
     shard_enter(shard, SHARD_GONE);
+    writer_forget_shard(history->writer, shard);
+    facts_forget_shard(history->facts, shard);
     list_remove(&shard->dirty_link);
     list_remove(&shard->link);
     map_remove(&history->shards_by_name, &shard->by_name);

@@ -32,6 +32,8 @@ struct rig {
     char *direct, *url; /* url: through the relay */
     PGconn *sql;        /* the test's own, straight */
     struct relay relay;
+    char *consume_url; /* through its own relay */
+    struct relay consume_relay;
     struct pg *pg;
     struct amqp_link *publish, *consume;
     struct history *history;
@@ -204,6 +206,7 @@ static void rig_start(struct rig *rig)
     assert_int_equal(history_start(&rig->history, rig->loop, &rig->config, rig->pg, &events), ERR_OK);
     assert_int_equal(amqp_link_open(&rig->publish, rig->loop, &link), ERR_OK);
     link.name = "consume";
+    link.urls = rig->consume_url;
     link.heartbeat_ms = 3000;
     link.changed = rig_on_consume_link;
     assert_int_equal(amqp_link_open(&rig->consume, rig->loop, &link), ERR_OK);
@@ -304,6 +307,27 @@ static void rig_run_file(PGconn *sql, const char *name)
 
 static const char rig_schema[] = "roomd_history";
 
+/* amqp://user:password@host:port/vhost, with 127.0.0.1 and the relay's port instead. */
+static char *rig_relay_broker(struct relay *relay, uv_loop_t *loop, const char *url)
+{
+    const char *at = strrchr(url, '@'), *slash = at ? strchr(at, '/') : NULL;
+    char host[64] = "", *colon;
+    struct buf here = {0};
+
+    if (!at || !slash || (size_t)(slash - at) >= sizeof host)
+        fail_msg("ROOMD_TEST_AMQP_URL must look like amqp://user:password@host:port/vhost");
+    memcpy(host, at + 1, (size_t)(slash - at) - 1);
+    colon = strchr(host, ':');
+    if (colon)
+        *colon = '\0';
+    *relay = (struct relay){.loop = loop};
+    uv_ip4_addr(str_is(str_of(host), "localhost") ? "127.0.0.1" : host, colon ? atoi(colon + 1) : 5672,
+        (struct sockaddr_in *)&relay->server);
+    relay_listen(relay);
+    buf_printf(&here, "%.*s@127.0.0.1:%d%s", (int)(at - url), url, relay->port, slash);
+    return here.p;
+}
+
 /* NULL: nothing to test with. */
 static struct rig *rig_begin(void)
 {
@@ -326,6 +350,7 @@ static struct rig *rig_begin(void)
     rig->loop = xcalloc(1, sizeof *rig->loop);
     uv_loop_init(rig->loop);
     rig->url = relay_begin(&rig->relay, rig->loop, rig->direct);
+    rig->consume_url = rig_relay_broker(&rig->consume_relay, rig->loop, getenv("ROOMD_TEST_AMQP_URL"));
     rig->cluster.rig = rig;
     ulid_write(rig->cluster.self, ulid_new(clock_unix_ms()));
     random_bytes(&random, sizeof random);
@@ -351,6 +376,7 @@ static void rig_end(struct rig *rig)
     if (rig->history) /* the test failed */
         rig_crash(rig);
     relay_cut(&rig->relay);
+    relay_cut(&rig->consume_relay);
     while (uv_run(rig->loop, UV_RUN_DEFAULT))
         ;
     uv_walk(rig->loop, rig_close_left, NULL);
@@ -359,6 +385,7 @@ static void rig_end(struct rig *rig)
     PQfinish(rig->sql);
     database_end(rig->direct, rig_schema);
     free(rig->url);
+    free(rig->consume_url);
     config_clear(&rig->config);
     free(rig);
 }
