@@ -1009,6 +1009,8 @@ class Stream:
             return
         room_id, cursor = event["room_id"], f"{event['epoch']}:{event['seq']}"
         old_epoch, old_seq = parse_cursor(self.cursors.get(room_id, "0:0"))
+        if event["type"] == "void" and event["seq"] <= old_seq:
+            return  # the one correction besides reset: what was shown early at that seq is to be forgotten
         if event["type"] != "reset":
             if event["seq"] <= old_seq:
                 self._problems.append(f"seq {event['seq']} of {room_id} after {old_seq}: {event}")
