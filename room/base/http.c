@@ -6,6 +6,7 @@
  *   http_request.c  what a handler gets to see: body, types, headers, query
  *   http_answer.c   the one answer, and when its reader leaves or does not read
  *   http_tls.c      the certificate
+ *   http_linger.c   who is still sending when it is refused
  *   wire.c          the sockets themselves, and those taken over
  */
 #define _GNU_SOURCE /* accept4 */
@@ -68,6 +69,7 @@ enum err http_server_open(struct http_server **out, uv_loop_t *loop, const struc
     list_init(&server->sending);
     list_init(&server->turn);
     list_init(&server->strays);
+    list_init(&server->lingers);
     uv_timer_init(loop, &server->accept_again);
     uv_timer_init(loop, &server->cut);
     uv_idle_init(loop, &server->turn_idle);
@@ -254,6 +256,7 @@ void http_server_close(struct http_server *server)
     struct wire *wire;
 
     http_server_stop_listening(server);
+    lingers_end(server);
     list_for_each(reply, &server->replies, link) {
         if (!reply->answered)
             reply_orphan(reply);

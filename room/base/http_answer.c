@@ -401,13 +401,15 @@ static void on_setup_ostream(h2o_filter_t *filter, h2o_req_t *req, h2o_ostream_t
     }
     server->counters.requests_total++;
     server->counters.refused_total++;
-    if (err == ERR_TOO_LARGE)
+    if (err == ERR_TOO_LARGE) {
+        linger_start(server, h2o_socket_get_fd(req->conn->callbacks->get_socket(req->conn)));
         snprintf(message, sizeof message, "the body is larger than the limit of %lld bytes",
             (long long)server->request_max_bytes);
-    else if (req->res.status == 417)
+    } else if (req->res.status == 417) {
         snprintf(message, sizeof message, "the only Expect here is 100-continue");
-    else
+    } else {
         snprintf(message, sizeof message, "the length or the chunks of the body are broken");
+    }
     error_json(&json, err, NULL, str_of(message));
 
     stream = (struct error_stream *)h2o_add_ostream(req, sizeof *stream, slot);

@@ -42,6 +42,8 @@ struct http_server {
 
     uv_idle_t turn_idle; /* runs while one of these lists holds something */
     struct list turn;    /* struct wire.turn */
+    struct list lingers; /* struct linger_socket.link */
+    size_t linger_count;
     struct list strays;  /* struct http_reply.sending: take-overs whose client has left */
     int turns_to_free, handles_to_close;
 
@@ -66,6 +68,10 @@ struct http_reply {
     void *owner;
     void (*ready)(void *owner, struct wire *wire);
 };
+
+/* http_linger.c */
+void linger_start(struct http_server *server, int fd); /* the connection on fd was refused while its body was still coming */
+void lingers_end(struct http_server *server);
 
 /* http.c */
 void server_settle(struct http_server *server); /* frees it when closed and nobody is left */
