@@ -113,8 +113,9 @@ def message_uuid(text):
 
 
 def parse_cursor(cursor):
-    epoch, _, seq = cursor.partition(":")
-    return int(epoch), int(seq)
+    """(epoch, seq); a bare seq has no epoch."""
+    epoch, _, seq = cursor.rpartition(":")
+    return int(epoch or 0), int(seq)
 
 
 def free_port():
@@ -994,6 +995,8 @@ class Stream:
 
     def _take_event(self, event):
         with self._changed:
+            if self.closed is not None:
+                return  # an answer that was under way when the test closed the stream
             self._follow(event)
             self.events.append(event)
             self._changed.notify_all()
@@ -1214,46 +1217,58 @@ class NdjsonStream(HttpStream):
 
 
 class LongPoll(Stream):
-    """Polls in a thread of its own, each time with the positions the last answer gave. background=False: only poll() does."""
+    """Polls in a thread of its own, each time with the positions the last answer gave. background=False: only poll() does, and it raises Refused."""
 
     transport, path = "poll", "/v1/stream/poll"
 
     def __init__(self, url, ticket, after=None, cursors=None, ticket_by="header", headers=None, post=False, query=None, background=True):
         super().__init__(url, ticket, after, cursors)
         self._options = (ticket_by, headers, post, query)
-        self._session = requests.Session()
-        self._known = dict(self.cursors)
-        self._stopped = False
+        self._known, self._answered = {}, False
+        parts = urllib.parse.urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
         if background:
             threading.Thread(target=self._read, daemon=True).start()
 
     def poll(self, timeout=40):
         """One request; its events."""
         ticket_by, headers, post, query = self._options
-        after = [f"{room_id}@{cursor}" for room_id, cursor in self._known.items()]
-        target, headers, body = stream_request(self.path, self.ticket, after, ticket_by, headers, post, query)
-        answer = self._session.request("POST" if post else "GET", self.url + target, data=body, headers=headers, timeout=timeout)
-        if answer.status_code != 200:
-            raise Refused(answer.status_code, answer.json())
-        found = answer.json()
+        after = [f"{room_id}@{cursor}" for room_id, cursor in self._known.items()] if self._answered else self.after
+        status, found = self._request("POST" if post else "GET", *stream_request(self.path, self.ticket, after, ticket_by, headers, post, query), timeout)
+        if status != 200:
+            raise Refused(status, found)
         for event in found["events"]:
             self._take_event(event)
-        for position in found["after"]:
-            room_id, _, cursor = position.partition("@")
-            self._known[room_id] = cursor
+        self._known.update(position.split("@") for position in found["after"])
+        self._answered = True
         return found["events"]
+
+    def _request(self, method, target, headers, body, timeout):
+        reused = self._connection.sock is not None
+        self._connection.timeout = timeout
+        if reused:
+            self._connection.sock.settimeout(timeout)
+        try:
+            self._connection.request(method, target, body, headers)
+            answer = self._connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (http.client.HTTPException, OSError):
+            self._connection.close()
+            if not reused or self.closed is not None:
+                raise
+        return self._request(method, target, headers, body, timeout)  # a kept connection was closed as idle meanwhile
 
     def _read(self):
         try:
-            while not self._stopped:
+            while self.closed is None:
                 self.poll()
-        except (Refused, requests.RequestException) as error:
+        except (Refused, OSError, ValueError, AttributeError, http.client.HTTPException) as error:
             self._end(None, repr(error))
 
     def close(self):
-        self._stopped = True
-        self._session.close()
         self._end(None, "closed by the test")
+        with contextlib.suppress(OSError, AttributeError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     abort = close
 
