@@ -6,6 +6,7 @@
 #include "content.h"
 #include "room/base/clock.h"
 #include "room/base/msgpack.h"
+#include "room/base/pool.h"
 
 /* Besides content: ids, mentions and whatever fields a publisher adds for itself. */
 #define BODY_EXTRA_MAX_BYTES 65536
@@ -49,9 +50,11 @@ static enum err refuse(struct reading *r, enum err err, const char *why)
     return err;
 }
 
+static struct pool envelopes = POOL_OF(struct envelope);
+
 enum err envelope_read(struct envelope **out, struct str body, const struct envelope_source *source, const char **why)
 {
-    struct envelope *envelope = xcalloc(1, sizeof *envelope);
+    struct envelope *envelope = pool_take(&envelopes);
     struct reading r = {.envelope = envelope, .source = source};
     enum err err;
 
@@ -79,7 +82,7 @@ void envelope_free(struct envelope *envelope)
     buf_clear(&envelope->scratch);
     buf_clear(&envelope->meta_text);
     free(envelope->type_text);
-    free(envelope);
+    pool_give(&envelopes, envelope);
 }
 
 /* --- the steps --- */

@@ -47,7 +47,7 @@ void sequencer_free(struct sequencer *s)
         struct seen *seen = container_of(link, struct seen, by_id);
 
         link = map_next(&s->seen, link);
-        free(seen);
+        seen_free(seen);
     }
     while ((at = list_pop_front(&s->member_lru)))
         free(list_entry(at, struct known_member, lru));

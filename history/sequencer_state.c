@@ -3,8 +3,12 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "room/base/pool.h"
+
 /* What an uncommitted message costs besides its bytes: row, entry, envelope, seen. */
 #define ROW_OVERHEAD_BYTES 700
+
+static struct pool rows = POOL_OF(struct seq_row), ids = POOL_OF(struct seen);
 
 /* --- rooms --- */
 
@@ -134,7 +138,7 @@ struct seen *seen_find(struct sequencer *s, struct id128 id)
 
 struct seen *seen_put(struct sequencer *s, struct id128 id, int64_t hash, uint64_t seq, struct seq_row *row)
 {
-    struct seen *seen = xcalloc(1, sizeof *seen);
+    struct seen *seen = pool_take(&ids);
 
     seen->id = id;
     seen->hash = hash;
@@ -143,6 +147,11 @@ struct seen *seen_put(struct sequencer *s, struct id128 id, int64_t hash, uint64
     list_init(&seen->age);
     map_insert(&s->seen, id_hash(id), &seen->by_id);
     return seen;
+}
+
+void seen_free(struct seen *seen)
+{
+    pool_give(&ids, seen);
 }
 
 void seen_committed(struct sequencer *s, struct seen *seen)
@@ -239,7 +248,7 @@ uint64_t sequencer_take_ack(struct sequencer *s)
 
 struct seq_row *row_new(struct sequencer *s, struct seq_room *room, struct delivery *delivery)
 {
-    struct seq_row *row = xcalloc(1, sizeof *row);
+    struct seq_row *row = pool_take(&rows);
 
     row->envelope = delivery->envelope;
     row->room = room;
@@ -317,7 +326,7 @@ void row_free(struct sequencer *s, struct seq_row *row)
     entry_drop(row->entry);
     free(row->members);
     buf_clear(&row->text);
-    free(row);
+    pool_give(&rows, row);
 }
 
 void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum err err, const char *why)
@@ -341,7 +350,7 @@ void sequencer_trim(struct sequencer *s)
         struct seen *seen = list_entry(list_pop_front(&s->seen_age), struct seen, age);
 
         map_remove(&s->seen, &seen->by_id);
-        free(seen);
+        seen_free(seen);
         s->seen_committed--;
     }
     for (at = s->member_lru.next; s->members.count > s->settings.member_cache && at != &s->member_lru; at = next) {

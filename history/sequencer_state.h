@@ -104,6 +104,7 @@ void member_free(struct sequencer *s, struct known_member *member);
 /* ids */
 struct seen *seen_find(struct sequencer *s, struct id128 id);
 struct seen *seen_put(struct sequencer *s, struct id128 id, int64_t hash, uint64_t seq, struct seq_row *row);
+void seen_free(struct seen *seen); /* the caller took it out of map and list */
 void seen_committed(struct sequencer *s, struct seen *seen);
 struct seq_row *dead_row_find(struct sequencer *s, struct id128 id);
 
