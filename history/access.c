@@ -1,4 +1,5 @@
-/* Facts about rooms for readers and callers: from the sequencer's memory when the shard is ours, else one query per turn for all. */
+/* Facts about rooms for readers and callers: from the sequencer's memory when the shard is ours, else one query per
+ * turn for all. */
 #include "reader.h"
 
 #include <stdlib.h>
@@ -93,7 +94,7 @@ static struct batch *batch_new(struct reader *reader, struct list *batches, cons
     return batch;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ access */
+/* -------------------------------------------------------------------------------------------------------- access */
 
 static const struct pg_statement access_statement = {
     .name = "history_access",
@@ -234,7 +235,8 @@ static void access_on_rows(struct pg_query *query, enum err err, const PGresult 
     struct list *link;
 
     err = reader_error(query, err, result);
-    /* What the answers set off may forget others of this batch, or close the reader's owner no sooner than the next turn. */
+    /* What the answers set off may forget others of this batch, or close the reader's owner no sooner than the next
+     * turn. */
     while ((link = list_pop_front(&batch->asked))) {
         struct history_access *access = list_entry(link, struct history_access, link);
 
@@ -244,7 +246,7 @@ static void access_on_rows(struct pg_query *query, enum err err, const PGresult 
     free(batch);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- validity */
+/* ------------------------------------------------------------------------------------------------------ validity */
 
 static const struct pg_statement validity_statement = {
     .name = "history_valid_cursor",
@@ -311,8 +313,10 @@ static void validity_on_rows(struct pg_query *query, enum err err, const PGresul
         int row = (int)validity->nth;
 
         if (!err) {
-            validity->valid = (struct cursor){(uint64_t)pg_get_i64(result, row, 0), (uint64_t)pg_get_i64(result, row, 1)};
-            validity->head = (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 3)};
+            validity->valid =
+                (struct cursor){(uint64_t)pg_get_i64(result, row, 0), (uint64_t)pg_get_i64(result, row, 1)};
+            validity->head =
+                (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 3)};
         }
         validity->done(validity, err);
     }

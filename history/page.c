@@ -1,7 +1,7 @@
 /*
- * Reads of consecutive entries by primary key. Who asks for the same at the same time shares one read: Pulls only with those of their own
- * turn (a read on its way may be older than what its new asker was told meanwhile), ranges also with a read on its way, because what
- * they ask for is committed when they ask.
+ * Reads of consecutive entries by primary key. Who asks for the same at the same time shares one read: Pulls only with
+ * those of their own turn (a read on its way may be older than what its new asker was told meanwhile), ranges also with
+ * a read on its way, because what they ask for is committed when they ask.
  */
 #include "reader.h"
 
@@ -11,12 +11,16 @@
 #include "room/base/log.h"
 #include "room/room.h"
 
-#define PAGE_SQL "SELECT " ENTRY_COLUMNS("e") " FROM log_entry e WHERE e.room_no = $1 AND e.seq >= $2 AND e.seq <= $3 ORDER BY e.seq "
+#define PAGE_SQL             \
+    "SELECT " ENTRY_COLUMNS( \
+        "e") " FROM log_entry e WHERE e.room_no = $1 AND e.seq >= $2 AND e.seq <= $3 ORDER BY e.seq "
 
 static const struct pg_statement forward_statement = {.name = "history_page", .sql = PAGE_SQL "LIMIT $4", .params = 4};
-static const struct pg_statement backward_statement = {.name = "history_page_back", .sql = PAGE_SQL "DESC LIMIT $4", .params = 4};
+static const struct pg_statement backward_statement = {
+    .name = "history_page_back", .sql = PAGE_SQL "DESC LIMIT $4", .params = 4};
 
-static struct page *find_or_make(struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent);
+static struct page *find_or_make(
+    struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent);
 static void page_send(struct page *page);
 static void page_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 static void page_close_to_others(struct page *page);
@@ -93,7 +97,7 @@ void page_drop(struct page *page)
     free(page);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- helpers */
+/* ------------------------------------------------------------------------------------------------------- helpers */
 
 struct page_wanted {
     const struct page_key *key;
@@ -106,11 +110,12 @@ static bool page_fits(const struct map_link *link, const void *key)
     const struct page_wanted *wanted = key;
 
     return (wanted->may_be_sent || !page->sent) && page->key.room_no == wanted->key->room_no &&
-        page->key.from == wanted->key->from && page->key.to == wanted->key->to && page->key.limit == wanted->key->limit &&
-        page->key.descending == wanted->key->descending;
+           page->key.from == wanted->key->from && page->key.to == wanted->key->to &&
+           page->key.limit == wanted->key->limit && page->key.descending == wanted->key->descending;
 }
 
-static struct page *find_or_make(struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent)
+static struct page *find_or_make(
+    struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent)
 {
     uint64_t numbers[] = {(uint64_t)key->room_no, key->from, key->to, (uint64_t)key->limit, key->descending};
     uint64_t hash = map_hash(numbers, sizeof numbers);
@@ -165,8 +170,9 @@ static void page_send(struct page *page)
     pg_param_i64(&params, seq_bigint(page->key.from));
     pg_param_i64(&params, seq_bigint(page->key.to));
     pg_param_i64(&params, page->key.limit);
-    page->query = (struct pg_query){
-        .statement = page->key.descending ? &backward_statement : &forward_statement, .lane = PG_READ, .done = page_on_rows};
+    page->query = (struct pg_query){.statement = page->key.descending ? &backward_statement : &forward_statement,
+        .lane = PG_READ,
+        .done = page_on_rows};
     pg_submit(reader->history->pg, &page->query, &params);
     pg_params_clear(&params);
 }
@@ -193,7 +199,8 @@ struct entry *entry_from_row(struct str room_id, int64_t room_no, const PGresult
     return entry_new(&parts);
 }
 
-void history_write_row(struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column)
+void history_write_row(
+    struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column)
 {
     struct entry *entry = entry_from_row(room_id, room_no, result, row, column);
 

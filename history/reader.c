@@ -7,8 +7,9 @@
  *                                                └─deadline─▶ answer
  *   the cursor is not the log's ─▶ where is it valid ─▶ page behind that ─▶ answer with reset
  *
- * Waiting costs nothing: rooms of our own shards tell when something is durable. Rooms that another instance owns tell us nothing (their news
- * do not travel between instances yet), so while somebody waits for such rooms all their heads are looked at in one query a second.
+ * Waiting costs nothing: rooms of our own shards tell when something is durable. Rooms that another instance owns tell
+ * us nothing (their news do not travel between instances yet), so while somebody waits for such rooms all their heads
+ * are looked at in one query a second.
  */
 #include "reader.h"
 
@@ -18,8 +19,8 @@
 #include "room/base/log.h"
 
 enum {
-    TICK_MS = 50,      /* of the wheel: a long poll ends at most so late */
-    WHEEL_SLOTS = 2048,/* 102 s a round: above the default poll_wait_max_ms, longer waits stay for another round */
+    TICK_MS = 50,       /* of the wheel: a long poll ends at most so late */
+    WHEEL_SLOTS = 2048, /* 102 s a round: above the default poll_wait_max_ms, longer waits stay for another round */
     LOOK_MS = 1000,
     LOOK_ROOMS_MAX = 10000,
     WAITING_MAX = 200000
@@ -36,8 +37,8 @@ struct room_wait {
 struct pull_op {
     struct history_pull *pull;
     struct reader *reader;
-    struct list link;       /* reader->pulls */
-    struct list new_link;   /* reader->pulls_new */
+    struct list link;     /* reader->pulls */
+    struct list new_link; /* reader->pulls_new */
 
     struct history_access access;
     bool access_open, access_known;
@@ -47,8 +48,8 @@ struct pull_op {
     struct history_validity validity;
     bool validity_open;
 
-    uint64_t from_seq;      /* PULL_AFTER: entries above it are wanted */
-    bool checks_epoch;      /* the page begins with the entry at from_seq, whose epoch tells whether the cursor is valid */
+    uint64_t from_seq; /* PULL_AFTER: entries above it are wanted */
+    bool checks_epoch; /* the page begins with the entry at from_seq, whose epoch tells whether the cursor is valid */
     bool reset;
     struct cursor reset_to;
 
@@ -57,7 +58,7 @@ struct pull_op {
     struct list wheel_link;
     uint64_t deadline_ms;
     bool waiting;
-    uint64_t news_seq;      /* durable, as told since this round began */
+    uint64_t news_seq; /* durable, as told since this round began */
 };
 
 /* The steps, in the order they run. */
@@ -82,7 +83,7 @@ static void on_wake(uv_timer_t *timer);
 static void look_at_foreign_rooms(struct reader *reader);
 static void look_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 
-/* ------------------------------------------------------------------------------------------------------- the reader */
+/* ---------------------------------------------------------------------------------------------------- the reader */
 
 struct reader *reader_open(struct history *history)
 {
@@ -148,7 +149,7 @@ void reader_turn(struct reader *reader)
     struct list *link;
 
     while (!list_empty(&reader->pulls_new) || !list_empty(&reader->accesses) || !list_empty(&reader->validities) ||
-        !list_empty(&reader->pages_new)) {
+           !list_empty(&reader->pages_new)) {
         while ((link = list_pop_front(&reader->pulls_new)))
             op_begin(list_entry(link, struct pull_op, new_link));
         access_turn(reader);
@@ -179,7 +180,7 @@ void reader_metrics(const struct reader *reader, struct buf *out)
         reader->access_counters.from_memory_total, reader->access_counters.asked_total);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- Pull */
+/* ---------------------------------------------------------------------------------------------------------- Pull */
 
 void history_pull(struct history *history, struct history_pull *pull)
 {
@@ -231,7 +232,8 @@ static void op_begin(struct pull_op *op)
     }
     op->access_open = true;
     history_ask_access(op->reader->history, &op->access);
-    /* Only a member's first page after a cursor depends on what the access says: where the log begins for that account. */
+    /* Only a member's first page after a cursor depends on what the access says: where the log begins for that account.
+     */
     fact = reader_find_room(op->reader, pull->room_id);
     if (fact && !(fact->since_join && pull->account.n && pull->from == PULL_AFTER))
         op_ask_page(op, fact->room_no);
@@ -426,7 +428,7 @@ static void op_free(struct pull_op *op)
     free(op);
 }
 
-/* -------------------------------------------------------------------------------------------------------- long polls */
+/* ---------------------------------------------------------------------------------------------------- long polls */
 
 static bool wait_is_of(const struct map_link *link, const void *key)
 {
@@ -520,7 +522,7 @@ static void wake_room(struct room_wait *wait, uint64_t seq)
 {
     struct pull_op *op;
 
-    list_for_each(op, &wait->ops, wait_link) {
+    list_for_each (op, &wait->ops, wait_link) {
         if (seq > op->news_seq)
             op->news_seq = seq;
         if (op->waiting && seq > op->pull->after.seq)
@@ -564,7 +566,7 @@ static void on_tick(uv_timer_t *timer)
     for (; reader->waiting && reader->wheel_at <= now / TICK_MS; reader->wheel_at++) {
         struct list *slot = &reader->wheel[reader->wheel_at % WHEEL_SLOTS];
 
-        list_for_each(op, slot, wheel_link)
+        list_for_each (op, slot, wheel_link)
             if (op->deadline_ms <= now)
                 op_wake(op);
     }
@@ -576,7 +578,8 @@ static void on_tick(uv_timer_t *timer)
 
 static const struct pg_statement look_statement = {
     .name = "history_heads",
-    .sql = "SELECT r.room_id, h.last_seq FROM room_head h JOIN room r ON r.room_no = h.room_no WHERE h.room_no = ANY ($1::bigint[])",
+    .sql = "SELECT r.room_id, h.last_seq FROM room_head h JOIN room r ON r.room_no = h.room_no WHERE h.room_no = ANY "
+           "($1::bigint[])",
     .params = 1,
 };
 

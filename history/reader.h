@@ -12,7 +12,7 @@
 
 #include "internal.h"
 
-/* ------------------------------------------------------------------------------------------------------------ access */
+/* -------------------------------------------------------------------------------------------------------- access */
 
 struct access_counters {
     uint64_t from_memory_total, asked_total;
@@ -32,7 +32,7 @@ const struct room_fact *reader_find_room(struct reader *reader, struct str room_
 /* Everything the access asks is in memory: filled, *err as its done would have it. */
 bool access_from_memory(struct reader *reader, struct history_access *access, enum err *err);
 
-/* -------------------------------------------------------------------------------------------------------------- page */
+/* ---------------------------------------------------------------------------------------------------------- page */
 
 struct page_key {
     int64_t room_no;
@@ -46,9 +46,9 @@ struct page {
     struct page_key key;
     struct map_link by_key; /* reader->pages, while others may join */
     bool joinable, sent;
-    struct list link;       /* reader->pages_new until sent */
-    struct list askers;     /* struct page_asker */
-    struct list ranges;     /* struct history_range */
+    struct list link;   /* reader->pages_new until sent */
+    struct list askers; /* struct page_asker */
+    struct list ranges; /* struct history_range */
     struct reader *reader;
     struct pg_query query;
     char room_id[ROOM_ID_MAX_BYTES];
@@ -65,39 +65,39 @@ void page_ask(struct reader *reader, struct page_asker *asker, const struct page
 struct page *page_hold(struct page *page);
 void page_drop(struct page *page);
 
-/* ------------------------------------------------------------------------------------------------------------ reader */
+/* -------------------------------------------------------------------------------------------------------- reader */
 
 struct wait_wheel;
 
 struct reader {
     struct history *history;
 
-    struct list accesses;      /* struct history_access, of this turn */
+    struct list accesses; /* struct history_access, of this turn */
     struct list access_batches;
-    struct map rooms;          /* struct room_fact */
+    struct map rooms; /* struct room_fact */
     struct list rooms_by_use;
-    struct list validities;    /* struct history_validity, of this turn */
+    struct list validities; /* struct history_validity, of this turn */
     struct list validity_batches;
     struct access_counters access_counters;
 
-    struct map pages;          /* joinable ones */
-    struct list pages_new;     /* to be sent at the end of the turn */
+    struct map pages;      /* joinable ones */
+    struct list pages_new; /* to be sent at the end of the turn */
     struct list pages_sent;
     uint64_t pages_total, pages_shared_total, entries_total;
 
-    struct list pulls;         /* all open ones */
-    struct list pulls_new;     /* begin at the end of the turn */
-    struct map waits;          /* struct room_wait */
-    struct list *wheel;        /* deadlines of long polls */
+    struct list pulls;     /* all open ones */
+    struct list pulls_new; /* begin at the end of the turn */
+    struct map waits;      /* struct room_wait */
+    struct list *wheel;    /* deadlines of long polls */
     size_t wheel_at;
-    size_t waiting;            /* pulls on the wheel */
+    size_t waiting; /* pulls on the wheel */
     uv_timer_t tick;
-    struct pg_query look;      /* heads of rooms that other instances own */
+    struct pg_query look; /* heads of rooms that other instances own */
     bool looking;
     uint64_t look_at_ms;
     uint64_t pulls_total;
 
-    uv_timer_t wake;           /* zero: makes sure that the turn comes */
+    uv_timer_t wake; /* zero: makes sure that the turn comes */
     int handles_open;
 };
 

@@ -32,7 +32,7 @@ enum err rooms_read_error(const struct pg_query *query, enum err err, const PGre
     return err == ERR_LOST || err == ERR_DATABASE ? ERR_UNAVAILABLE : err; /* a read that got lost did not happen */
 }
 
-/* ------------------------------------------------------------------------------------------------------------ Create */
+/* -------------------------------------------------------------------------------------------------------- Create */
 
 static const struct pg_statement create_statement = {
     .name = "room_create",
@@ -130,7 +130,7 @@ static void create_on_row(struct pg_query *query, enum err err, const PGresult *
     create->done(create, err);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- Get */
+/* ----------------------------------------------------------------------------------------------------------- Get */
 
 static const struct pg_statement get_by_id_statement = {
     .name = "room_get_by_id",
@@ -140,7 +140,8 @@ static const struct pg_statement get_by_id_statement = {
 };
 static const struct pg_statement get_by_key_statement = {
     .name = "room_get_by_key",
-    .sql = "SELECT room_object(r, h) FROM room r JOIN room_head h ON h.room_no = r.room_no WHERE r.key = $1 AND NOT r.removed",
+    .sql = "SELECT room_object(r, h) FROM room r JOIN room_head h ON h.room_no = r.room_no WHERE r.key = $1 AND NOT "
+           "r.removed",
     .params = 1,
 };
 

@@ -1,7 +1,7 @@
 /*
- * Rooms and members as rows: Create, Get, lists. What changes a room that exists goes through the log (history_submit_op), never through here.
- * Asynchronous functions answer once, later, on the loop; the request is embedded in the caller's operation and must live until then, as must its slices.
- * Thread: the loop's.
+ * Rooms and members as rows: Create, Get, lists. What changes a room that exists goes through the log
+ * (history_submit_op), never through here. Asynchronous functions answer once, later, on the loop; the request is
+ * embedded in the caller's operation and must live until then, as must its slices. Thread: the loop's.
  */
 #ifndef ROOMD_ROOM_ROOM_H
 #define ROOMD_ROOM_ROOM_H
@@ -20,13 +20,14 @@ struct rooms *rooms_open(struct pg *pg, struct cluster *cluster);
 void rooms_close(struct rooms *rooms);
 
 /*
- * Lists of rooms show each room's last entry. How an entry looks is history's business, which stands to the right of this folder: main
- * connects its writer here. `column` is the first of ENTRY_COLUMNS in the result.
+ * Lists of rooms show each room's last entry. How an entry looks is history's business, which stands to the right of
+ * this folder: main connects its writer here. `column` is the first of ENTRY_COLUMNS in the result.
  */
-#define ENTRY_COLUMNS(e)                                                                                               \
-    e ".seq, " e ".epoch, " e ".at, " e ".counted, " e ".type, " e ".state, " e ".message_id, " e ".sender, "          \
-    e ".client_msg_id, " e ".kind, " e ".content, " e ".meta"
-typedef void (*room_entry_writer)(struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
+#define ENTRY_COLUMNS(e)                                                                                        \
+    e ".seq, " e ".epoch, " e ".at, " e ".counted, " e ".type, " e ".state, " e ".message_id, " e ".sender, " e \
+      ".client_msg_id, " e ".kind, " e ".content, " e ".meta"
+typedef void (*room_entry_writer)(
+    struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
 void rooms_show_entries_with(struct rooms *rooms, room_entry_writer write);
 
 struct room_create {
@@ -36,14 +37,15 @@ struct room_create {
     int32_t member_limit;
     bool since_join;
     struct str request_id;
-    int64_t request_hash;                     /* over the body as it came */
+    int64_t request_hash; /* over the body as it came */
     uint64_t now_ms;
     void (*done)(struct room_create *create, enum err err);
-    /* ERR_OK, ERR_CONFLICT (request_id with another body), ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK, good for the call: */
+    /* ERR_OK, ERR_CONFLICT (request_id with another body), ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK, good for the call:
+     */
     struct str room_id;
-    struct str room_json;                     /* the `room` object */
+    struct str room_json; /* the `room` object */
     bool created;
-    struct str founders_json;                 /* for the announcement: who is in it since it was made; empty when that is long ago */
+    struct str founders_json; /* for the announcement: who is in it since it was made; empty when that is long ago */
     struct pg_query query;
 };
 void room_create(struct rooms *rooms, struct room_create *create);
@@ -53,7 +55,7 @@ struct room_get {
     size_t room_id_count;
     struct str key;
     void (*done)(struct room_get *get, enum err err); /* ERR_OK, ERR_UNAVAILABLE, ERR_TIMEOUT */
-    struct str rooms_json;      /* array of `room` objects found, in the order asked for; good for the call */
+    struct str rooms_json; /* array of `room` objects found, in the order asked for; good for the call */
     size_t found;
     struct pg_query query;
 };
@@ -63,9 +65,10 @@ struct room_list_accounts {
     struct str room_id, after; /* after: opaque, from next */
     int limit;
     const struct str *account_ids;
-    size_t account_count;      /* > 0: only these */
-    void (*done)(struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
-    struct str answer_json;    /* {"accounts":[…],"next"?:…}; good for the call */
+    size_t account_count; /* > 0: only these */
+    void (*done)(
+        struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
+    struct str answer_json;                             /* {"accounts":[…],"next"?:…}; good for the call */
     struct pg_query query;
 };
 void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list);
@@ -74,7 +77,7 @@ struct room_list_rooms {
     struct str account, after;
     int limit;
     void (*done)(struct room_list_rooms *list, enum err err);
-    struct str answer_json;    /* {"rooms":[…],"next"?:…} */
+    struct str answer_json; /* {"rooms":[…],"next"?:…} */
     struct pg_query query;
     struct rooms *rooms;
 };

@@ -1,18 +1,20 @@
 /*
- * The two lists: who is in a room, and which rooms an account is in. Both are paged by key, not by number, so that a page costs the
- * same wherever it is. `next` is opaque to callers: a page's last account as hex; a page's last room as <last_at>.<room_no>.
+ * The two lists: who is in a room, and which rooms an account is in. Both are paged by key, not by number, so that a
+ * page costs the same wherever it is. `next` is opaque to callers: a page's last account as hex; a page's last room as
+ * <last_at>.<room_no>.
  */
 #include "room.h"
 #include "rooms.h"
 
 #include <stdio.h>
 
-/* ------------------------------------------------------------------------------------------------------- ListAccounts */
+/* -------------------------------------------------------------------------------------------------- ListAccounts */
 
-/* One row without an account: the room exists and nobody (of those asked for) is on this page. No row: there is no such room. */
-#define ACCOUNTS_SQL(which)                                                                                            \
-    "SELECT m.account, m.role, m.joined_at, m.join_seq, m.read_seq FROM room r LEFT JOIN LATERAL ("                    \
-    "SELECT * FROM room_member m WHERE m.room_no = r.room_no AND " which " ORDER BY m.account LIMIT $3) m ON true "    \
+/* One row without an account: the room exists and nobody (of those asked for) is on this page. No row: there is no such
+ * room. */
+#define ACCOUNTS_SQL(which)                                                                                         \
+    "SELECT m.account, m.role, m.joined_at, m.join_seq, m.read_seq FROM room r LEFT JOIN LATERAL ("                 \
+    "SELECT * FROM room_member m WHERE m.room_no = r.room_no AND " which " ORDER BY m.account LIMIT $3) m ON true " \
     "WHERE r.room_id = $1 ORDER BY m.account"
 
 static const struct pg_statement accounts_page_statement = {
@@ -72,7 +74,8 @@ void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list)
     } else {
         pg_param_text(&params, good ? buf_str(&after) : STR(""));
     }
-    /* One more than asked for tells whether there is a next page. A bad `after` is told when the answer comes: never from inside this call. */
+    /* One more than asked for tells whether there is a next page. A bad `after` is told when the answer comes: never
+     * from inside this call. */
     pg_param_i64(&params, good ? list->account_count ? (int64_t)list->account_count : list->limit + 1 : 0);
     list->query = (struct pg_query){
         .statement = list->account_count ? &accounts_of_statement : &accounts_page_statement,
@@ -135,12 +138,13 @@ static void accounts_on_rows(struct pg_query *query, enum err err, const PGresul
     buf_clear(&json);
 }
 
-/* --------------------------------------------------------------------------------------------------------- ListRooms */
+/* ----------------------------------------------------------------------------------------------------- ListRooms */
 
 /*
- * Unread: the room's number of counted messages minus the member's at its read cursor; that counts the account's own messages too, which
- * nobody sees far from the head. Within 50 entries of the head the rows themselves are counted: own and recalled ones out. A row is counted
- * when it raised the running number. Mentions are looked for in the newest 200 entries behind the cursor, to bound what a page can cost.
+ * Unread: the room's number of counted messages minus the member's at its read cursor; that counts the account's own
+ * messages too, which nobody sees far from the head. Within 50 entries of the head the rows themselves are counted: own
+ * and recalled ones out. A row is counted when it raised the running number. Mentions are looked for in the newest 200
+ * entries behind the cursor, to bound what a page can cost.
  */
 static const struct pg_statement rooms_page_statement = {
     .name = "room_rooms_page",
@@ -150,16 +154,19 @@ static const struct pg_statement rooms_page_statement = {
         "WHERE m.account = $1 AND NOT r.removed AND (h.last_at, m.room_no) < ($2, $3) "
         "ORDER BY h.last_at DESC, m.room_no DESC LIMIT $4) "
         "SELECT room_object(r, h), r.room_id, p.last_at, p.room_no, p.read_seq, "
-        "CASE WHEN h.last_seq - p.read_seq <= 50 THEN u.unread ELSE h.counted - p.read_n END, u.mentioned, " ENTRY_COLUMNS("e")
-        " FROM page p JOIN room r ON r.room_no = p.room_no JOIN room_head h ON h.room_no = p.room_no "
-        "LEFT JOIN log_entry e ON e.room_no = p.room_no AND e.seq = h.last_seq AND e.seq >= p.join_seq "
-        "CROSS JOIN LATERAL (SELECT count(*) AS unread, count(*) FILTER (WHERE CASE WHEN meta LIKE '%\"mentions\"%' "
-        "THEN (('{' || meta || '}')::jsonb -> 'mentions') ?| ARRAY[$1, '@all'] END) AS mentioned "
-        "FROM (SELECT w.sender, w.state, w.meta, w.type, w.counted > lag(w.counted, 1, "
-        "CASE WHEN h.last_seq - 200 > p.read_seq THEN w.counted ELSE p.read_n END) OVER (ORDER BY w.seq) AS counts "
-        "FROM log_entry w WHERE w.room_no = p.room_no AND w.seq > greatest(p.read_seq, h.last_seq - 200)) x "
-        "WHERE counts AND type = 1 AND state < 2 AND sender <> $1) u "
-        "ORDER BY p.last_at DESC, p.room_no DESC",
+        "CASE WHEN h.last_seq - p.read_seq <= 50 THEN u.unread ELSE h.counted - p.read_n END, "
+        "u.mentioned, " ENTRY_COLUMNS(
+            "e") " FROM page p JOIN room r ON r.room_no = p.room_no JOIN room_head h ON h.room_no = p.room_no "
+                 "LEFT JOIN log_entry e ON e.room_no = p.room_no AND e.seq = h.last_seq AND e.seq >= p.join_seq "
+                 "CROSS JOIN LATERAL (SELECT count(*) AS unread, count(*) FILTER (WHERE CASE WHEN meta LIKE "
+                 "'%\"mentions\"%' "
+                 "THEN (('{' || meta || '}')::jsonb -> 'mentions') ?| ARRAY[$1, '@all'] END) AS mentioned "
+                 "FROM (SELECT w.sender, w.state, w.meta, w.type, w.counted > lag(w.counted, 1, "
+                 "CASE WHEN h.last_seq - 200 > p.read_seq THEN w.counted ELSE p.read_n END) OVER (ORDER BY w.seq) AS "
+                 "counts "
+                 "FROM log_entry w WHERE w.room_no = p.room_no AND w.seq > greatest(p.read_seq, h.last_seq - 200)) x "
+                 "WHERE counts AND type = 1 AND state < 2 AND sender <> $1) u "
+                 "ORDER BY p.last_at DESC, p.room_no DESC",
     .params = 4,
 };
 
@@ -215,7 +222,16 @@ static void rooms_on_bad_after(struct pg_query *query, enum err err, const PGres
     list->done(list, err ? err : ERR_BAD_REQUEST);
 }
 
-enum { ROOMS_OBJECT, ROOMS_ROOM_ID, ROOMS_LAST_AT, ROOMS_ROOM_NO, ROOMS_READ_SEQ, ROOMS_UNREAD, ROOMS_MENTIONED, ROOMS_ENTRY };
+enum {
+    ROOMS_OBJECT,
+    ROOMS_ROOM_ID,
+    ROOMS_LAST_AT,
+    ROOMS_ROOM_NO,
+    ROOMS_READ_SEQ,
+    ROOMS_UNREAD,
+    ROOMS_MENTIONED,
+    ROOMS_ENTRY
+};
 
 static void write_room(const struct rooms *rooms, struct buf *json, const PGresult *result, int row)
 {
@@ -234,7 +250,8 @@ static void write_room(const struct rooms *rooms, struct buf *json, const PGresu
     if (!rooms->write_entry || pg_is_null(result, row, ROOMS_ENTRY))
         buf_text(json, "null");
     else
-        rooms->write_entry(json, pg_get_str(result, row, ROOMS_ROOM_ID), pg_get_i64(result, row, ROOMS_ROOM_NO), result, row, ROOMS_ENTRY);
+        rooms->write_entry(json, pg_get_str(result, row, ROOMS_ROOM_ID), pg_get_i64(result, row, ROOMS_ROOM_NO), result,
+            row, ROOMS_ENTRY);
     buf_char(json, '}');
 }
 

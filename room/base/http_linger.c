@@ -1,7 +1,8 @@
 /*
- * A reader that is still sending when it is refused. libh2o answers 413 as soon as it sees the length and closes; the kernel then answers
- * what is still on its way with a reset, which destroys our answer before the client looks at it. So a second descriptor keeps such a
- * socket open for a moment: our side is shut once the answer is out, and what comes is thrown away until the client has read it and left.
+ * A reader that is still sending when it is refused. libh2o answers 413 as soon as it sees the length and closes; the
+ * kernel then answers what is still on its way with a reset, which destroys our answer before the client looks at it.
+ * So a second descriptor keeps such a socket open for a moment: our side is shut once the answer is out, and what comes
+ * is thrown away until the client has read it and left.
  */
 #define _GNU_SOURCE
 #include "http_impl.h"
@@ -13,10 +14,10 @@
 #include <unistd.h>
 
 enum {
-    ANSWER_MS = 50,              /* until then the answer is in the kernel: it is a few hundred bytes */
+    ANSWER_MS = 50, /* until then the answer is in the kernel: it is a few hundred bytes */
     LINGER_MS = 3000,
     LINGER_BYTES = 64 << 20,
-    LINGERS_MAX = 100            /* more are reset */
+    LINGERS_MAX = 100 /* more are reset */
 };
 
 struct linger_socket {
@@ -58,7 +59,7 @@ void lingers_end(struct http_server *server)
 {
     struct linger_socket *linger;
 
-    list_for_each(linger, &server->lingers, link)
+    list_for_each (linger, &server->lingers, link)
         linger_end(linger);
 }
 

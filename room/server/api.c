@@ -14,8 +14,9 @@
 struct route {
     const char *path;
     void (*call)(struct call *call);
-    void (*serve)(struct service *service, struct http_request *request, struct http_reply *reply); /* answers by itself */
-    bool get;   /* GET and HEAD without a key; else POST with one */
+    void (*serve)(
+        struct service *service, struct http_request *request, struct http_reply *reply); /* answers by itself */
+    bool get; /* GET and HEAD without a key; else POST with one */
 };
 
 static void serve_streams_offer(struct service *service, struct http_request *request, struct http_reply *reply);
@@ -51,8 +52,10 @@ struct api {
 };
 
 static const struct route *route_find(struct str path);
-static bool request_allowed(struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply);
-static void call_start(struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply);
+static bool request_allowed(
+    struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply);
+static void call_start(
+    struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply);
 static void call_on_gone(void *arg);
 static void call_free(struct call *call);
 
@@ -69,7 +72,7 @@ void api_close(struct api *api)
 {
     struct call *call;
 
-    list_for_each(call, &api->calls, link)
+    list_for_each (call, &api->calls, link)
         call_fail(call, ERR_CLOSED, NULL, NULL);
     free(api);
 }
@@ -83,7 +86,7 @@ void api_end_waits(struct api *api)
 {
     struct call *call;
 
-    list_for_each(call, &api->calls, link) {
+    list_for_each (call, &api->calls, link) {
         if (!call->pulling)
             continue;
         history_pull_cancel(call->service->history, &call->pull);
@@ -129,15 +132,18 @@ static void count_outcome(struct api *api, const struct route *route, enum err e
     api->counters[route - routes].by_err[err]++;
 }
 
-static void refuse(struct service *service, const struct route *route, struct http_reply *reply, enum err err, const char *why)
+static void refuse(
+    struct service *service, const struct route *route, struct http_reply *reply, enum err err, const char *why)
 {
     count_outcome(service->api, route, err);
     http_reply_error(reply, err, NULL, why ? "%s" : NULL, why);
 }
 
-static bool request_allowed(struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply)
+static bool request_allowed(
+    struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply)
 {
-    bool method_fits = route->get ? request->method == HTTP_GET || request->method == HTTP_HEAD : request->method == HTTP_POST;
+    bool method_fits =
+        route->get ? request->method == HTTP_GET || request->method == HTTP_HEAD : request->method == HTTP_POST;
 
     if (!method_fits) {
         http_reply_header(reply, "allow", route->get ? "GET, HEAD" : "POST");
@@ -153,7 +159,8 @@ static bool request_allowed(struct service *service, const struct route *route, 
     }
     if (service->refusing || service->api->count >= CALLS_MAX) {
         refuse(service, route, reply, ERR_UNAVAILABLE,
-            service->refusing ? "this instance is stopping; use another one" : "too many calls are open; try again later");
+            service->refusing ? "this instance is stopping; use another one"
+                              : "too many calls are open; try again later");
         return false;
     }
     return true;
@@ -164,9 +171,10 @@ static void serve_streams_offer(struct service *service, struct http_request *re
     proxy_pull_by_active_connection(service->proxy, request, reply);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- one call */
+/* ------------------------------------------------------------------------------------------------------ one call */
 
-static void call_start(struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply)
+static void call_start(
+    struct service *service, const struct route *route, struct http_request *request, struct http_reply *reply)
 {
     struct call *call = xcalloc(1, sizeof *call);
 
@@ -244,21 +252,25 @@ void call_fail(struct call *call, enum err err, const char *field, const char *f
     call_end(call, err);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- metrics */
+/* ------------------------------------------------------------------------------------------------------- metrics */
 
 void api_metrics(const struct api *api, struct buf *out)
 {
-    buf_text(out, "# HELP roomd_api_calls_total Service calls answered, by the code they were answered with.\n# TYPE roomd_api_calls_total counter\n");
+    buf_text(out, "# HELP roomd_api_calls_total Service calls answered, by the code they were answered with.\n# TYPE "
+                  "roomd_api_calls_total counter\n");
     for (size_t i = 0; i < countof(routes); i++)
         for (int err = 0; err < ERR_COUNT; err++)
             if (api->counters[i].by_err[err])
                 buf_printf(out, "roomd_api_calls_total{path=\"%s\",code=\"%s\"} %" PRIu64 "\n", routes[i].path,
                     err_code((enum err)err), api->counters[i].by_err[err]);
-    buf_text(out, "# HELP roomd_api_call_seconds Time from request to answer.\n# TYPE roomd_api_call_seconds summary\n");
+    buf_text(
+        out, "# HELP roomd_api_call_seconds Time from request to answer.\n# TYPE roomd_api_call_seconds summary\n");
     for (size_t i = 0; i < countof(routes); i++)
         if (api->counters[i].answered_total)
-            buf_printf(out, "roomd_api_call_seconds_sum{path=\"%s\"} %.6f\nroomd_api_call_seconds_count{path=\"%s\"} %" PRIu64 "\n",
-                routes[i].path, (double)api->counters[i].answered_us_total / 1e6, routes[i].path, api->counters[i].answered_total);
+            buf_printf(out,
+                "roomd_api_call_seconds_sum{path=\"%s\"} %.6f\nroomd_api_call_seconds_count{path=\"%s\"} %" PRIu64 "\n",
+                routes[i].path, (double)api->counters[i].answered_us_total / 1e6, routes[i].path,
+                api->counters[i].answered_total);
     buf_printf(out,
         "# TYPE roomd_api_calls_open gauge\nroomd_api_calls_open %zu\n"
         "# TYPE roomd_api_unknown_paths_total counter\nroomd_api_unknown_paths_total %" PRIu64 "\n",

@@ -37,9 +37,9 @@ struct call {
         struct history_pull pull;
         struct history_op op;
     };
-    bool one;             /* room/Get was asked for one room, not for an array */
-    bool pulling;         /* `pull` can be cancelled */
-    struct buf text;      /* what the request is made of */
+    bool one;                 /* room/Get was asked for one room, not for an array */
+    bool pulling;             /* `pull` can be cancelled */
+    struct buf text;          /* what the request is made of */
     const struct str *slices; /* ours: arrays of texts that a request points to */
 };
 
@@ -65,8 +65,10 @@ bool api_frame(void *service, struct str account, struct str type, struct json p
 
 void api_frames_close(struct service *service); /* after all modules stopped: nobody is left to be answered */
 
-/* Checks content, mentions, quote_seq and sent_at of a message, and adds the latter three to `meta` as members without braces. */
-void api_message_fields(struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta);
+/* Checks content, mentions, quote_seq and sent_at of a message, and adds the latter three to `meta` as members without
+ * braces. */
+void api_message_fields(
+    struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta);
 
 /* health.c */
 void health_serve(struct service *service, struct http_request *request, struct http_reply *reply);

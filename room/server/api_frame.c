@@ -1,6 +1,6 @@
 /*
- * What WebSocket clients send besides subscribing: it takes the same road as the gateway's calls, with the stream's account as the
- * sender. Names of older clients are understood: conversation_id for room_id, msg_type 1 for kind text.
+ * What WebSocket clients send besides subscribing: it takes the same road as the gateway's calls, with the stream's
+ * account as the sender. Names of older clients are understood: conversation_id for room_id, msg_type 1 for kind text.
  */
 #include "api.h"
 
@@ -55,7 +55,7 @@ void api_frames_close(struct service *service)
 {
     struct frame *frame;
 
-    list_for_each(frame, &service->frames, link)
+    list_for_each (frame, &service->frames, link)
         frame_free(frame);
 }
 

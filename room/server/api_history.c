@@ -8,7 +8,7 @@
 static void push_on_done(struct history_push *push, enum err err);
 static void pull_on_done(struct history_pull *pull, enum err err);
 
-/* -------------------------------------------------------------------------------------------------------------- Push */
+/* ---------------------------------------------------------------------------------------------------------- Push */
 
 static void add_meta(struct buf *meta, const char *name, struct str raw)
 {
@@ -31,10 +31,12 @@ static void check_mentions(struct fields *fields, struct content_facts *facts)
     }
     for (walk = json_walk(mentions); json_next_item(&walk, &item);)
         if (!content_add_mention(facts, item))
-            fields_refuse(fields, ERR_BAD_REQUEST, "mentions", "mentions must hold at most %d accounts or \"@all\"", MENTIONS_MAX);
+            fields_refuse(fields, ERR_BAD_REQUEST, "mentions", "mentions must hold at most %d accounts or \"@all\"",
+                MENTIONS_MAX);
 }
 
-void api_message_fields(struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta)
+void api_message_fields(
+    struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta)
 {
     struct content_facts facts = {0};
     struct json value;
@@ -47,7 +49,8 @@ void api_message_fields(struct fields *fields, struct str kind, int64_t content_
     if (value.type == JSON_NONE)
         fields_refuse(fields, ERR_BAD_REQUEST, "content", "content is missing");
     else if (value.n > (size_t)content_max_bytes)
-        fields_refuse(fields, ERR_TOO_LARGE, "content", "content is larger than the limit of %" PRId64 " bytes", content_max_bytes);
+        fields_refuse(fields, ERR_TOO_LARGE, "content", "content is larger than the limit of %" PRId64 " bytes",
+            content_max_bytes);
     else if (content_check(kind, value, &facts, &why))
         fields_refuse(fields, ERR_BAD_REQUEST, "content", "%s", why);
     *content = (struct str){value.p, value.n};
@@ -76,7 +79,8 @@ void api_history_push(struct call *call)
     push->transient = field_boolean(fields, "transient", false);
     push->wait = (enum history_wait)field_word(fields, "wait", waits, WAIT_CONFIRMED);
     if (push->transient && push->wait != WAIT_CONFIRMED)
-        fields_refuse(fields, ERR_BAD_REQUEST, "wait", "a transient message is never sequenced: wait can only be confirmed");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, "wait", "a transient message is never sequenced: wait can only be confirmed");
     api_message_fields(fields, push->kind, call->service->config->content_max_bytes, &push->content, &call->text);
     if (!call_checked(call))
         return;
@@ -91,7 +95,8 @@ static void push_on_done(struct history_push *push, enum err err)
     char message_id[ULID_TEXT];
 
     if (err) {
-        call_fail(call, err, NULL, err == ERR_CONFLICT ? "this client_msg_id was used before with another kind or content" : NULL);
+        call_fail(call, err, NULL,
+            err == ERR_CONFLICT ? "this client_msg_id was used before with another kind or content" : NULL);
         return;
     }
     ulid_write(message_id, push->message_id);
@@ -104,7 +109,7 @@ static void push_on_done(struct history_push *push, enum err err)
     call_answer(call, buf_str(&call->text));
 }
 
-/* -------------------------------------------------------------------------------------------------------------- Pull */
+/* ---------------------------------------------------------------------------------------------------------- Pull */
 
 enum { PULL_LIMIT = 50, PULL_LIMIT_MAX = 500 };
 
@@ -119,7 +124,8 @@ static void take_after(struct call *call)
     if (is_number)
         call->pull.after = (struct cursor){UINT64_MAX, (uint64_t)field_integer(fields, "after", 0, INT64_MAX - 1, 0)};
     else if ((text = field_text(fields, "after", CURSOR_TEXT_MAX)).p && !cursor_read(&call->pull.after, text))
-        fields_refuse(fields, ERR_BAD_REQUEST, "after", "after must be a cursor, \"epoch:seq\"; \"0:0\" is the beginning");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, "after", "after must be a cursor, \"epoch:seq\"; \"0:0\" is the beginning");
 }
 
 void api_history_pull(struct call *call)
@@ -167,7 +173,8 @@ static void pull_on_done(struct history_pull *pull, enum err err)
         buf_add_str(json, entry_json(pull->entries[i]));
     }
     cursor_write(cursor, pull->head);
-    buf_printf(json, "],\"head\":\"%s\",\"durable_seq\":%" PRIu64 ",\"more\":%s", cursor, pull->durable_seq, pull->more ? "true" : "false");
+    buf_printf(json, "],\"head\":\"%s\",\"durable_seq\":%" PRIu64 ",\"more\":%s", cursor, pull->durable_seq,
+        pull->more ? "true" : "false");
     if (pull->reset) {
         cursor_write(cursor, pull->reset_to);
         buf_printf(json, ",\"reset\":\"%s\"", cursor);

@@ -13,7 +13,8 @@ void fields_read(struct fields *fields, struct str body)
 
     *fields = (struct fields){0};
     if (!body.n) {
-        fields_refuse(fields, ERR_BAD_REQUEST, NULL, "the body is empty; send a JSON object with the fields of the call");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, NULL, "the body is empty; send a JSON object with the fields of the call");
         return;
     }
     fields->text = xmemdup(body.p, body.n);
@@ -21,7 +22,8 @@ void fields_read(struct fields *fields, struct str body)
         fields_refuse(fields, ERR_BAD_REQUEST, NULL, "the body is not acceptable JSON: %s", why);
     else if (fields->object.type != JSON_OBJECT)
         fields_refuse(fields, ERR_BAD_REQUEST, NULL, "the body must be a JSON object");
-    /* Unescaped texts are never longer than escaped ones, so that the scratch never moves under the slices given out. */
+    /* Unescaped texts are never longer than escaped ones, so that the scratch never moves under the slices given out.
+     */
     buf_reserve(&fields->scratch, body.n);
 }
 
@@ -66,7 +68,7 @@ struct str field_raw(const struct fields *fields, const char *name)
     return (struct str){value.p, value.n};
 }
 
-/* ----------------------------------------------------------------------------------------------------------- strings */
+/* ------------------------------------------------------------------------------------------------------- strings */
 
 /* false: absent, or refused. */
 static bool take_string(struct fields *fields, const char *name, enum need need, struct str *out)
@@ -190,7 +192,7 @@ int field_word(struct fields *fields, const char *name, const char *const *words
     return fallback;
 }
 
-/* ------------------------------------------------------------------------------------------------------ other scalars */
+/* ------------------------------------------------------------------------------------------------- other scalars */
 
 int64_t field_integer(struct fields *fields, const char *name, int64_t least, int64_t most, int64_t fallback)
 {
@@ -200,7 +202,8 @@ int64_t field_integer(struct fields *fields, const char *name, int64_t least, in
     if (value.type == JSON_NONE)
         return fallback;
     if (value.type != JSON_NUMBER || !json_integer(value, &number) || number < least || number > most) {
-        fields_refuse(fields, ERR_BAD_REQUEST, name, "%s must be an integer from %lld to %lld", name, (long long)least, (long long)most);
+        fields_refuse(fields, ERR_BAD_REQUEST, name, "%s must be an integer from %lld to %lld", name, (long long)least,
+            (long long)most);
         return fallback;
     }
     return number;
@@ -232,7 +235,7 @@ struct str field_object(struct fields *fields, const char *name, size_t max_byte
     return (struct str){value.p, value.n};
 }
 
-/* ------------------------------------------------------------------------------------------------------------ arrays */
+/* -------------------------------------------------------------------------------------------------------- arrays */
 
 /* A set of slices by their place: a thousand items must not cost a million comparisons. */
 struct seen {
@@ -240,7 +243,7 @@ struct seen {
     struct seen_item {
         struct map_link link;
         struct str text;
-    } *items;
+    } * items;
     size_t count;
 };
 
@@ -262,7 +265,8 @@ static bool seen_before(struct seen *seen, struct str text)
 
 typedef void (*item_check)(struct fields *fields, const char *name, struct str item);
 
-static const struct str *take_array(struct fields *fields, const char *name, size_t max, size_t *count, item_check check)
+static const struct str *take_array(
+    struct fields *fields, const char *name, size_t max, size_t *count, item_check check)
 {
     struct json value = get(fields, name), item;
     struct json_walk walk;

@@ -1,9 +1,10 @@
 /*
- * Reading the fields of a call, typed: strings by the rules of names, exact integers in range, arrays with bounds. Unknown fields are
- * ignored; everything else that does not fit is told with the field's name. A null is a wrong type, not an absent field.
+ * Reading the fields of a call, typed: strings by the rules of names, exact integers in range, arrays with bounds.
+ * Unknown fields are ignored; everything else that does not fit is told with the field's name. A null is a wrong type,
+ * not an absent field.
  *
- * The first problem stays: after it every reader gives its fallback, so that a handler reads all it needs and asks once, at the end,
- * whether it was well formed. Everything returned lives until fields_clear. Thread: the loop's.
+ * The first problem stays: after it every reader gives its fallback, so that a handler reads all it needs and asks
+ * once, at the end, whether it was well formed. Everything returned lives until fields_clear. Thread: the loop's.
  */
 #ifndef ROOMD_SERVER_API_REQUEST_H
 #define ROOMD_SERVER_API_REQUEST_H
@@ -43,7 +44,8 @@ bool field_given(const struct fields *fields, const char *name);
 struct str field_raw(const struct fields *fields, const char *name);
 
 /* Strings. p is NULL when absent. */
-struct str field_room_id(struct fields *fields, const char *name, enum need need); /* a text that can be no room's id: no_such_room */
+struct str field_room_id(
+    struct fields *fields, const char *name, enum need need); /* a text that can be no room's id: no_such_room */
 struct str field_account(struct fields *fields, const char *name, enum need need);
 struct str field_sender(struct fields *fields, const char *name); /* an account or @system */
 struct str field_client_id(struct fields *fields, const char *name);

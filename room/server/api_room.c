@@ -1,4 +1,5 @@
-/* Calls about rooms: Create, Get and the lists ask the store; what changes a room goes through the room's queue and comes back durable. */
+/* Calls about rooms: Create, Get and the lists ask the store; what changes a room goes through the room's queue and
+ * comes back durable. */
 #include "api.h"
 
 #include <stdlib.h>
@@ -14,7 +15,7 @@ static void members_on_done(struct history_op *op, enum err err);
 static void list_accounts_on_done(struct room_list_accounts *list, enum err err);
 static void list_rooms_on_done(struct room_list_rooms *list, enum err err);
 
-/* ------------------------------------------------------------------------------------------------------------ Create */
+/* -------------------------------------------------------------------------------------------------------- Create */
 
 /* The founders: members, and the owner behind them when it is not among them. */
 static size_t with_owner(struct call *call, const struct str *members, size_t count, struct str owner)
@@ -83,7 +84,8 @@ void api_room_create(struct call *call)
 /* The `all` streams of the founders enter the room. */
 static void announce(struct call *call)
 {
-    struct json founders = {.p = call->create.founders_json.p, .n = call->create.founders_json.n, .type = JSON_ARRAY}, item;
+    struct json founders = {.p = call->create.founders_json.p, .n = call->create.founders_json.n, .type = JSON_ARRAY},
+                item;
     struct json_walk walk = json_walk(founders);
     struct str *accounts = xcalloc(ROOM_CREATE_MEMBERS_MAX + 1, sizeof *accounts);
     struct buf scratch = {0};
@@ -114,7 +116,7 @@ static void create_on_done(struct room_create *create, enum err err)
     call_answer(call, buf_str(&call->text));
 }
 
-/* --------------------------------------------------------------------------------------------------------------- Get */
+/* ----------------------------------------------------------------------------------------------------------- Get */
 
 void api_room_get(struct call *call)
 {
@@ -176,7 +178,7 @@ static void get_on_done(struct room_get *get, enum err err)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------ changes: through the log */
+/* -------------------------------------------------------------------------------------- changes: through the log */
 
 static void add_member_raw(struct call *call, const char *name)
 {
@@ -222,7 +224,8 @@ void api_room_update(struct call *call)
     (void)field_integer(fields, "member_limit", 0, INT32_MAX, 0);
     (void)field_object(fields, "extra", ROOM_EXTRA_MAX_BYTES);
     if (!name.p && !notice.p && !owner.p && !field_given(fields, "member_limit") && !field_given(fields, "extra"))
-        fields_refuse(fields, ERR_BAD_REQUEST, "name", "give at least one of name, notice, owner, member_limit and extra");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, "name", "give at least one of name, notice, owner, member_limit and extra");
     if (!call_checked(call))
         return;
     add_member_raw(call, "name");
@@ -291,7 +294,8 @@ static void accounts_fields(struct call *call)
     size_t count = 1;
 
     if (one == many)
-        fields_refuse(fields, ERR_BAD_REQUEST, one ? "account_ids" : "account_id", "give either account_id or account_ids");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, one ? "account_ids" : "account_id", "give either account_id or account_ids");
     if (one) {
         account = field_account(fields, "account_id", REQUIRED);
         accounts = &account;
@@ -348,7 +352,7 @@ static void members_on_done(struct history_op *op, enum err err)
     buf_clear(&json);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- lists */
+/* --------------------------------------------------------------------------------------------------------- lists */
 
 #define LIST_LIMIT 100
 
@@ -357,7 +361,8 @@ static struct str field_after(struct fields *fields)
     struct str after = field_text(fields, "after", AFTER_MAX_BYTES);
 
     if (after.p && !after.n)
-        fields_refuse(fields, ERR_BAD_REQUEST, "after", "after must be what next said; leave it out for the first page");
+        fields_refuse(
+            fields, ERR_BAD_REQUEST, "after", "after must be what next said; leave it out for the first page");
     return after;
 }
 
@@ -372,7 +377,8 @@ void api_room_list_accounts(struct call *call)
     if (field_given(fields, "account_ids")) {
         list->account_ids = field_accounts(fields, "account_ids", REQUIRED, ROOM_PAGE_MAX, &list->account_count);
         if (list->after.n)
-            fields_refuse(fields, ERR_BAD_REQUEST, "after", "after does not go with account_ids: all of them are answered at once");
+            fields_refuse(fields, ERR_BAD_REQUEST, "after",
+                "after does not go with account_ids: all of them are answered at once");
     }
     if (!call_checked(call))
         return;

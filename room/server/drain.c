@@ -10,7 +10,7 @@
 #include "room/base/log.h"
 
 enum {
-    CALLS_MS = 5500,  /* what was accepted has its own deadline (op_timeout_ms, database_timeout_ms), usually 5 s */
+    CALLS_MS = 5500, /* what was accepted has its own deadline (op_timeout_ms, database_timeout_ms), usually 5 s */
     LOOK_MS = 20,
     SHARDS_MS = 10000
 };

@@ -1,7 +1,9 @@
 /*
  * Stopping in order. The first SIGTERM or SIGINT begins, the second one ends the process at once.
  *
- *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─committed, handed over─▶ DONE: the rest is main's list upwards
+ *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─handed over─▶ DONE
+ *
+ * What comes then is main's list upwards.
  *
  * Thread: the loop's.
  */

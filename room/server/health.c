@@ -23,7 +23,7 @@ void health_serve(struct service *service, struct http_request *request, struct 
         serve_metrics(service, reply);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ readyz */
+/* -------------------------------------------------------------------------------------------------------- readyz */
 
 static size_t leases_ours(const struct cluster *cluster)
 {
@@ -74,7 +74,8 @@ static void serve_ready(struct service *service, struct http_reply *reply)
     struct buf json = {0};
     bool first = true;
 
-    buf_printf(&json, "{\"ready\":%s,\"instance\":\"%s\",\"name\":", reason ? "false" : "true", cluster_self(service->cluster));
+    buf_printf(&json, "{\"ready\":%s,\"instance\":\"%s\",\"name\":", reason ? "false" : "true",
+        cluster_self(service->cluster));
     buf_json_string(&json, str_of(service->config->instance_name));
     buf_printf(&json, ",\"standby\":%s", reason == standby_reason ? "true" : "false");
     buf_printf(&json, ",\"version\":\"%s\",\"broker\":%s,\"database\":%s,\"draining\":%s,\"shards\":[", ROOMD_VERSION,
@@ -96,7 +97,7 @@ static void serve_ready(struct service *service, struct http_reply *reply)
     buf_clear(&json);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- metrics */
+/* ------------------------------------------------------------------------------------------------------- metrics */
 
 static uint64_t resident_bytes(void)
 {
@@ -139,14 +140,16 @@ static void process_metrics(const struct service *service, struct buf *out)
         "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n"
         "# TYPE roomd_log_lines_dropped_total counter\nroomd_log_lines_dropped_total %" PRIu64 "\n",
         resident_bytes(),
-        (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
+        (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6,
         open_files(), (uint64_t)files.rlim_cur, (double)service->started_at_ms / 1000, log_dropped());
 }
 
 static void pg_metrics(const struct pg *pg, struct buf *out)
 {
     static const char *const lanes[PG_LANES] = {[PG_WRITE] = "write", [PG_READ] = "read", [PG_CONTROL] = "control"};
-    static const char *const names[] = {"up", "statements_total", "errors_total", "reconnects_total", "waiting", "in_flight"};
+    static const char *const names[] = {
+        "up", "statements_total", "errors_total", "reconnects_total", "waiting", "in_flight"};
 
     for (size_t name = 0; name < countof(names); name++) {
         buf_printf(out, "# TYPE roomd_database_%s %s\n", names[name], name >= 1 && name <= 3 ? "counter" : "gauge");
@@ -201,7 +204,8 @@ static void serve_metrics(struct service *service, struct http_reply *reply)
     struct http_counters http = http_server_counters(service->http);
     struct buf out = {0};
 
-    buf_printf(&out, "# TYPE roomd_info gauge\nroomd_info{version=\"%s\",instance=\"%s\"} 1\n", ROOMD_VERSION, cluster_self(service->cluster));
+    buf_printf(&out, "# TYPE roomd_info gauge\nroomd_info{version=\"%s\",instance=\"%s\"} 1\n", ROOMD_VERSION,
+        cluster_self(service->cluster));
     process_metrics(service, &out);
     cluster_metrics(service, &out);
     pg_metrics(service->pg, &out);

@@ -64,7 +64,7 @@ int main(int count, char **words)
     return code;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- serve */
+/* --------------------------------------------------------------------------------------------------------- serve */
 
 struct running {
     struct service service;
@@ -138,7 +138,8 @@ static bool start(struct running *running)
     return true;
 }
 
-/* Back to front. What is still asked of the database is answered while the loop runs out of handles, so calls go last. */
+/* Back to front. What is still asked of the database is answered while the loop runs out of handles, so calls go last.
+ */
 static void stop(struct running *running)
 {
     struct service *service = &running->service;
@@ -194,14 +195,14 @@ static void on_schema(void *arg, enum schema_state state)
         running->service.schema_ok = true;
     if (state != SCHEMA_OLD)
         return;
-    complain("the database is not up to date for this program; run: roomd migrate%s%s", running->config_path ? " --config " : "",
-        running->config_path ? running->config_path : "");
+    complain("the database is not up to date for this program; run: roomd migrate%s%s",
+        running->config_path ? " --config " : "", running->config_path ? running->config_path : "");
     running->schema_old = true;
     running->code = EXIT_FAILED;
     uv_stop(running->service.loop);
 }
 
-/* ---------------------------------------------------------------------------------------------------- other commands */
+/* ------------------------------------------------------------------------------------------------ other commands */
 
 static enum exit_code check_config(const struct config *config)
 {

@@ -27,7 +27,8 @@ bool migrate(const struct config *config, bool new_generation, struct buf *why)
     /* The session lock is gone with the connection, however this ends. */
     if (!run(connection, "SELECT pg_advisory_lock(" LOCK_NUMBER ")", "waiting for another migrate", why) ||
         !run(connection,
-            "CREATE TABLE IF NOT EXISTS schema_migration (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
+            "CREATE TABLE IF NOT EXISTS schema_migration (name text PRIMARY KEY, applied_at timestamptz NOT NULL "
+            "DEFAULT now())",
             "making the table schema_migration", why))
         goto close;
     for (const struct migration *migration = migrations; migration->name; migration++) {
@@ -94,7 +95,8 @@ static bool run(PGconn *connection, const char *sql, const char *what, struct bu
 
 static bool is_applied(PGconn *connection, const char *name, bool *applied, struct buf *why)
 {
-    PGresult *result = PQexecParams(connection, "SELECT 1 FROM schema_migration WHERE name = $1", 1, NULL, &name, NULL, NULL, 0);
+    PGresult *result =
+        PQexecParams(connection, "SELECT 1 FROM schema_migration WHERE name = $1", 1, NULL, &name, NULL, NULL, 0);
     bool ok = PQresultStatus(result) == PGRES_TUPLES_OK;
 
     if (ok) {
@@ -115,7 +117,8 @@ static bool apply(PGconn *connection, const struct migration *migration, struct 
 
     if (!run(connection, "BEGIN", migration->name, why) || !run(connection, migration->sql, migration->name, why))
         return false;
-    result = PQexecParams(connection, "INSERT INTO schema_migration (name) VALUES ($1)", 1, NULL, &migration->name, NULL, NULL, 0);
+    result = PQexecParams(
+        connection, "INSERT INTO schema_migration (name) VALUES ($1)", 1, NULL, &migration->name, NULL, NULL, 0);
     ok = PQresultStatus(result) == PGRES_COMMAND_OK;
     PQclear(result);
     if (!ok || !run(connection, "COMMIT", migration->name, why)) {
@@ -141,7 +144,8 @@ static bool make_shards(PGconn *connection, int64_t count, struct buf *why)
 static bool lift_epochs(PGconn *connection, struct buf *why)
 {
     if (!run(connection,
-            "UPDATE shard_lease SET epoch = epoch + " GENERATION_STEP ", holder = NULL, backend_pid = NULL, backend_start = NULL",
+            "UPDATE shard_lease SET epoch = epoch + " GENERATION_STEP
+            ", holder = NULL, backend_pid = NULL, backend_start = NULL",
             "lifting the epochs", why))
         return false;
     printf("a new generation begins: the epoch of every shard is " GENERATION_STEP " higher\n");

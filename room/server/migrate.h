@@ -14,7 +14,8 @@ struct migration {
 /* Generated at build time; the last one has no name. */
 extern const struct migration migrations[];
 
-/* Bring the database up to date, make shards up to shard_count. false: a sentence is in `why`. Says on stdout what it did. */
+/* Bring the database up to date, make shards up to shard_count. false: a sentence is in `why`. Says on stdout what it
+ * did. */
 bool migrate(const struct config *config, bool new_generation, struct buf *why);
 
 #endif

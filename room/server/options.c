@@ -13,7 +13,8 @@ const char help_text[] =
     "  roomd --version\n"
     "\n"
     "First steps: `deploy/quickstart` brings up everything on one machine and prints where to look. By hand:\n"
-    "  1. PostgreSQL 15 with an empty database, RabbitMQ 3.10 or later with a virtual host and a user that may configure,\n"
+    "  1. PostgreSQL 15 with an empty database, RabbitMQ 3.10 or later with a virtual host and a user that may "
+    "configure,\n"
     "     write and read roomd.*\n"
     "  2. a file roomd.conf:\n"
     "       database_url = postgresql://roomd:secret@127.0.0.1/roomd\n"
@@ -23,14 +24,17 @@ const char help_text[] =
     "  3. roomd migrate --config roomd.conf\n"
     "  4. roomd serve --config roomd.conf, then http://127.0.0.1:7400/readyz says what is still missing\n"
     "\n"
-    "Every setting can also come from the environment: log_level is ROOMD_LOG_LEVEL. Without --config only defaults and\n"
+    "Every setting can also come from the environment: log_level is ROOMD_LOG_LEVEL. Without --config only defaults "
+    "and\n"
     "the environment count. Log lines go to stderr.\n"
     "\n"
     "SIGTERM or SIGINT drains: no new streams, open ones are sent to another instance, what is accepted is committed,\n"
     "shards are handed over. A second one stops at once; nothing is lost, the others take over a little later.\n"
     "\n"
-    "migrate --new-generation: after the database was restored from a backup that is older than what readers have seen.\n"
-    "Lifts the epoch of every shard by 1,000,000, so that readers are told to forget what the database no longer knows.\n"
+    "migrate --new-generation: after the database was restored from a backup that is older than what readers have "
+    "seen.\n"
+    "Lifts the epoch of every shard by 1,000,000, so that readers are told to forget what the database no longer "
+    "knows.\n"
     "\n"
     "Exit codes: 0 done, 1 it did not work (the last line says why), 2 wrong command line or configuration.\n";
 
@@ -45,9 +49,15 @@ static bool command_read(struct options *options, const char *word)
         const char *word;
         enum command command;
     } commands[] = {
-        {"serve", COMMAND_SERVE},         {"migrate", COMMAND_MIGRATE},   {"check-config", COMMAND_CHECK_CONFIG},
-        {"--help", COMMAND_HELP},         {"-h", COMMAND_HELP},           {"help", COMMAND_HELP},
-        {"--settings", COMMAND_SETTINGS}, {"--version", COMMAND_VERSION}, {"-V", COMMAND_VERSION},
+        {"serve", COMMAND_SERVE},
+        {"migrate", COMMAND_MIGRATE},
+        {"check-config", COMMAND_CHECK_CONFIG},
+        {"--help", COMMAND_HELP},
+        {"-h", COMMAND_HELP},
+        {"help", COMMAND_HELP},
+        {"--settings", COMMAND_SETTINGS},
+        {"--version", COMMAND_VERSION},
+        {"-V", COMMAND_VERSION},
     };
 
     for (size_t i = 0; i < countof(commands); i++) {

@@ -25,7 +25,8 @@ static void ask(struct schema_watch *watch);
 static void on_count(struct pg_query *query, enum err err, const PGresult *result);
 static void on_again(uv_timer_t *timer);
 
-struct schema_watch *schema_watch_start(uv_loop_t *loop, struct pg *pg, void (*told)(void *arg, enum schema_state state), void *arg)
+struct schema_watch *schema_watch_start(
+    uv_loop_t *loop, struct pg *pg, void (*told)(void *arg, enum schema_state state), void *arg)
 {
     struct schema_watch *watch = xcalloc(1, sizeof *watch);
 
@@ -57,7 +58,8 @@ static void ask(struct schema_watch *watch)
     for (const struct migration *migration = migrations; migration->name; migration++)
         pg_array_bytes(&names, str_of(migration->name));
     pg_param_array(&params, &names);
-    watch->query = (struct pg_query){.statement = &applied_statement, .lane = PG_READ, .timeout_ms = ASK_MS, .done = on_count};
+    watch->query =
+        (struct pg_query){.statement = &applied_statement, .lane = PG_READ, .timeout_ms = ASK_MS, .done = on_count};
     pg_submit(watch->pg, &watch->query, &params);
     pg_array_clear(&names);
     pg_params_clear(&params);

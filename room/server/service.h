@@ -30,7 +30,7 @@ struct service {
     struct proxy *proxy;
     struct api *api;
     struct http_server *http;
-    struct list frames;     /* of WebSocket clients, not answered yet; see api_frame.c */
+    struct list frames; /* of WebSocket clients, not answered yet; see api_frame.c */
 
     struct drain *drain;    /* from the first signal on */
     uint64_t started_at_ms; /* unix */

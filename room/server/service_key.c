@@ -73,7 +73,8 @@ const char *service_key_find(const struct service_keys *keys, struct str authori
 
     if (authorization.n < sizeof scheme || strncasecmp(authorization.p, scheme, sizeof scheme - 1) != 0)
         return NULL;
-    digest_of(digest, trimmed((struct str){authorization.p + sizeof scheme - 1, authorization.n - (sizeof scheme - 1)}));
+    digest_of(
+        digest, trimmed((struct str){authorization.p + sizeof scheme - 1, authorization.n - (sizeof scheme - 1)}));
     for (size_t i = 0; i < keys->count; i++)
         if (CRYPTO_memcmp(digest, keys->keys[i].digest, DIGEST_BYTES) == 0)
             found = keys->keys[i].name;

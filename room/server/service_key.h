@@ -11,7 +11,8 @@ struct service_keys;
 
 struct service_keys *service_keys_read(const char *text); /* as config checked it */
 void service_keys_free(struct service_keys *keys);        /* NULL is allowed */
-/* The name of the key in "Bearer <key>"; NULL: none of ours. Takes the same time whichever key it is and however much of it is right. */
+/* The name of the key in "Bearer <key>"; NULL: none of ours. Takes the same time whichever key it is and however much
+ * of it is right. */
 const char *service_key_find(const struct service_keys *keys, struct str authorization);
 
 #endif

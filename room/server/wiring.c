@@ -26,7 +26,7 @@ void wire_stop_loop(struct service *service)
     uv_stop(service->loop);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- database */
+/* ------------------------------------------------------------------------------------------------------ database */
 
 struct pg *wire_pg(struct service *service)
 {
@@ -45,7 +45,7 @@ struct pg *wire_pg(struct service *service)
     return NULL;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- history */
+/* ------------------------------------------------------------------------------------------------------- history */
 
 static void on_shown(void *arg, struct str room_id, struct entry *entry, bool durable)
 {
@@ -105,7 +105,7 @@ struct history *wire_history(struct service *service)
     return NULL;
 }
 
-/* -------------------------------------------------------------------------------------------------------------- http */
+/* ---------------------------------------------------------------------------------------------------------- http */
 
 struct http_server *wire_http(struct service *service)
 {
@@ -127,10 +127,11 @@ struct http_server *wire_http(struct service *service)
     if (!err)
         return http;
     if (err == ERR_UNAVAILABLE && errno == EADDRINUSE)
-        cannot("port %" PRId64 " of %s is in use; stop what listens there, or set listen_port (0 takes any free one)", config->listen_port,
-            config->listen_address);
+        cannot("port %" PRId64 " of %s is in use; stop what listens there, or set listen_port (0 takes any free one)",
+            config->listen_port, config->listen_address);
     else
-        cannot("cannot listen on %s port %" PRId64 "; see the line above (listen_address, listen_port, tls_certificate_file, tls_key_file)",
+        cannot("cannot listen on %s port %" PRId64
+               "; see the line above (listen_address, listen_port, tls_certificate_file, tls_key_file)",
             config->listen_address, config->listen_port);
     return NULL;
 }
@@ -150,12 +151,12 @@ const char *wire_url(const struct service *service)
 
     if (*config->advertise_url)
         return config->advertise_url;
-    snprintf(url, sizeof url, "%s://%s%s%s:%d", *config->tls_certificate_file ? "https" : "http", six ? "[" : "", address, six ? "]" : "",
-        http_server_port(service->http));
+    snprintf(url, sizeof url, "%s://%s%s%s:%d", *config->tls_certificate_file ? "https" : "http", six ? "[" : "",
+        address, six ? "]" : "", http_server_port(service->http));
     return url;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- cluster */
+/* ------------------------------------------------------------------------------------------------------- cluster */
 
 static void on_taken(void *arg, struct str shard, uint64_t epoch)
 {
@@ -185,15 +186,16 @@ struct cluster *wire_cluster(struct service *service)
     struct cluster *cluster;
 
     if (is_any_address(config->listen_address) && !*config->advertise_url)
-        log_warn("advertise_url.empty", "listen_address=%s url=%s hint=\"gateways on other machines need advertise_url\"",
-            config->listen_address, settings.url);
+        log_warn("advertise_url.empty",
+            "listen_address=%s url=%s hint=\"gateways on other machines need advertise_url\"", config->listen_address,
+            settings.url);
     if (!cluster_join(&cluster, service->loop, service->pg, &settings, &events))
         return cluster;
     cannot("the registry of instances cannot be joined; see the line above");
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- links */
+/* --------------------------------------------------------------------------------------------------------- links */
 
 static void on_publish_link(void *arg, bool up)
 {
@@ -228,14 +230,15 @@ struct amqp_link *wire_link(struct service *service, const char *name)
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- proxy */
+/* --------------------------------------------------------------------------------------------------------- proxy */
 
 struct proxy *wire_proxy(struct service *service)
 {
     const struct proxy_client_calls calls = {.arg = service, .frame = api_frame};
     struct proxy *proxy;
 
-    if (!proxy_start(&proxy, service->loop, service->config, wire_url(service), service->history, service->cluster, service->pg, &calls))
+    if (!proxy_start(&proxy, service->loop, service->config, wire_url(service), service->history, service->cluster,
+            service->pg, &calls))
         return proxy;
     cannot("ticket_keys cannot be used; see the line above");
     return NULL;

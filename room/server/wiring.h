@@ -1,6 +1,6 @@
 /*
- * How the modules are put together: settings into each, news of each into the next. Every wire_… gives NULL when it did not work, after
- * a sentence on stderr that tells what to do. Thread: main, before the loop.
+ * How the modules are put together: settings into each, news of each into the next. Every wire_… gives NULL when it did
+ * not work, after a sentence on stderr that tells what to do. Thread: main, before the loop.
  */
 #ifndef ROOMD_SERVER_WIRING_H
 #define ROOMD_SERVER_WIRING_H
