@@ -376,7 +376,7 @@ static void a_silent_owner_is_dead_after_the_ttl(void **state)
     relay_freeze(&first->relay);
     await(f, owns_all, second);
     assert_true(clock_mono_ms() - began >= 900);
-    assert_true(clock_mono_ms() - began < 3000);
+    assert_true(clock_mono_ms() - began < 5000);
     assert_true(second->probes > 0);
     for (int i = 0; i < SHARDS; i++)
         assert_int_equal(second->epoch[i], 2);
@@ -399,7 +399,7 @@ static void a_killed_owner_without_consumers_is_followed_at_once(void **state)
     relay_freeze(&first->relay);
     await(f, owns_all, second);
     print_message("taken over %d ms after the last sign of life\n", (int)(clock_mono_ms() - began));
-    assert_true(clock_mono_ms() - began < 2000);
+    assert_true(clock_mono_ms() - began < 3000); /* by silence it would be a minute */
     assert_int_equal(second->probes, 2 * SHARDS);
     assert_int_equal(second->taken, SHARDS);
 }
@@ -422,7 +422,7 @@ static void a_restarted_instance_follows_itself_at_once(void **state)
     cluster_ready(second->cluster, true);
     await(f, owns_all, second);
     print_message("ready %d ms after the start\n", (int)(clock_mono_ms() - began));
-    assert_true(clock_mono_ms() - began < 1200);
+    assert_true(clock_mono_ms() - began < 1500); /* with a beat to miss it would be 1800 */
 }
 
 static void an_owner_in_doubt_that_is_consuming_keeps_its_shards(void **state)
@@ -475,28 +475,25 @@ static void nobody_dies_of_an_absent_database(void **state)
     struct fixture *f = *state;
     struct node *first = &f->nodes[0], *second = &f->nodes[1];
     struct beats beats = {.f = f};
-    uint64_t until;
 
     NEEDS_DATABASE(f);
     first->relayed = second->relayed = true;
-    node_start(f, 0, (struct times){100, 600});
+    node_start(f, 0, (struct times){100, 3000});
     await(f, owns_all, first);
     second->consumers = 1;
-    node_start(f, 1, (struct times){100, 600});
+    node_start(f, 1, (struct times){100, 3000});
     await(f, knows_two, second);
     relay_cut(&first->relay);
     relay_cut(&second->relay);
     await(f, database_is_away, first);
     await(f, database_is_away, second);
-    until = clock_mono_ms() + 900; /* longer than a lease */
     snprintf(beats.sql, sizeof beats.sql,
         "SELECT (extract(epoch FROM clock_timestamp() - max(beat_at)) * 1000)::int FROM instance");
-    beats.until = 900;
+    beats.until = 3300; /* longer than a lease */
     assert_true(loop_until(&f->loop, beats_reached, &beats, WAIT_MS));
-    assert_true(clock_mono_ms() + 100 >= until);
-    relay_listen(&second->relay); /* back first */
-    await(f, database_answers, second);
+    relay_listen(&second->relay);
     relay_listen(&first->relay);
+    await(f, database_answers, second);
     await(f, database_answers, first);
     await_beats(f, first, 15);
     assert_int_equal(owned(first), SHARDS);
@@ -742,7 +739,7 @@ static void what_a_leaving_instance_held_is_taken_soon(void **state)
     await(f, knows_two, second);
     began = clock_mono_ms();
     node_end(f, first);
-    assert_true(clock_mono_ms() - began < 500);
+    assert_true(clock_mono_ms() - began < 900); /* not by the deadline */
     assert_int_equal(first->left, 1);
     assert_int_equal(first->lost, 0);
     assert_int_equal(database_number(f->own, "SELECT count(*) FROM shard_lease WHERE holder IS NOT NULL"), 0);
