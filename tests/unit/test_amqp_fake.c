@@ -186,6 +186,9 @@ static void a_link_that_is_away_refuses_at_once(void **state)
     assert_true(uv_hrtime() - began < 200 * 1000000ull);
     assert_int_equal(sent[1].err, ERR_UNAVAILABLE);
     assert_int_equal(sent[0].calls, 0);
+    world_close_link(fake->world);
+    until(fake->world, sent[0].calls);
+    assert_int_equal(sent[0].err, ERR_CLOSED);
 }
 
 static void a_blocked_connection_refuses_and_keeps_what_was_sent(void **state)
