@@ -32,6 +32,7 @@ static inline void *pool_take(struct pool *pool) /* zeroed */
 
 static inline void pool_give(struct pool *pool, void *piece)
 {
+    (void)pool;
 #ifndef __SANITIZE_ADDRESS__
     if (piece && pool->idle < POOL_IDLE_MAX) {
         memcpy(piece, &pool->first, sizeof pool->first);
