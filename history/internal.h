@@ -78,7 +78,7 @@ uint64_t history_now_ms(const struct history *history);
 void history_bury(struct history *history, const struct sequencer *sequencer);
 void history_drained_check(struct history *history);
 void history_topology_changed(struct history *history);
-void history_keep_looking(struct history *history); /* a shard waits: shard_look again at its next_look_ms */
+void history_keep_looking(struct history *history);            /* a shard waits: shard_look again at its next_look_ms */
 extern const struct sequencer_events history_sequencer_events; /* arg is set by the shard: itself */
 
 /* ------------------------------------------------------------------------------------------------------------- shard
@@ -195,6 +195,7 @@ void calls_metrics(const struct calls *calls, struct buf *out);
 struct topology *topology_open(struct history *history);
 void topology_close(struct topology *topology);
 void topology_link_up(struct topology *topology);
+void topology_repair(struct topology *topology);               /* a queue that should be there is not */
 const char *topology_missing(const struct topology *topology); /* NULL: all is declared; else a sentence */
 
 /* ------------------------------------------------------------------------------------------------------------ reader

@@ -17,7 +17,7 @@
 #include "room/base/log.h"
 
 #define LOOK_EVERY_MS 100
-/* No such queue: the topology is not declared yet, or somebody deleted it. */
+/* No such queue: it is not declared yet, or somebody deleted it. */
 #define LOOK_AGAIN_MS 500
 #define COMPLAIN_AFTER_MS 10000
 
@@ -177,6 +177,8 @@ static void on_looked(void *arg, enum err err, uint32_t messages, uint32_t consu
         shard_subscribe(shard);
         return;
     }
+    if (err == ERR_CONFLICT)
+        topology_repair(shard->history->topology);
     if (!err && !shard->complained && uv_now(shard->history->loop) - shard->taken_at_ms > COMPLAIN_AFTER_MS) {
         shard->complained = true;
         log_warn("shard.busy", "shard=%s queue=%s consumers=%u hint=\"somebody consumes it without the lease\"",

@@ -65,6 +65,14 @@ void topology_link_up(struct topology *topology)
         declare(topology);
 }
 
+void topology_repair(struct topology *topology)
+{
+    if (!topology->complete || !amqp_link_up(topology->history->publish))
+        return; /* on its way, or comes with the link */
+    log_warn("topology.incomplete", "hint=\"a queue of ours is gone; all are declared again\"");
+    topology_link_up(topology);
+}
+
 static struct step *step(struct topology *topology, const char *what, const char *name)
 {
     struct step *made = &topology->made[topology->made_count++];

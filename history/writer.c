@@ -295,7 +295,7 @@ static bool dead_letters_in_flight(struct writer *writer)
 {
     struct batch *batch;
 
-    list_for_each(batch, &writer->in_flight, link)
+    list_for_each (batch, &writer->in_flight, link)
         if (batch->dead_count)
             return true;
     return false;

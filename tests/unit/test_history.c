@@ -183,11 +183,12 @@ static void the_same_message_said_again_is_one_entry(void **state)
 
     for (int i = 0; i < 3; i++)
         rig_say_many(rig, 5, 0, 200);
-    wait_durable(rig, 200);
     wait_confirmed(rig);
+    rig_say_many(rig, 5, 200, 205); /* behind all of them, in each shard */
+    wait_durable(rig, 205);
 
     stop_in_order(rig);
-    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry"), 200);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry"), 205);
     assert_int_equal(rig_number(rig, "SELECT count(*) FROM outbox"), 0);
     rig_check_log(rig);
 }
@@ -263,6 +264,41 @@ static void while_the_database_is_away_messages_are_shown_early_and_committed_la
     wait_durable(rig, 1100);
 
     assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry"), 1100);
+    rig_check_log(rig);
+    rig_check_order(rig);
+    stop_in_order(rig);
+}
+
+static bool inbox_paused(void *arg)
+{
+    struct buf out = {0};
+    bool paused;
+
+    history_metrics(((struct rig *)arg)->history, &out);
+    buf_char(&out, '\0');
+    paused = strstr(out.p, "\nroomd_inbox_paused 1\n") != NULL;
+    buf_clear(&out);
+    return paused;
+}
+
+static void what_is_accepted_while_the_database_is_away_is_bounded(void **state)
+{
+    RIG_OR_SKIP(rig);
+    rig->config.unpersisted_max_bytes = 100000; /* some hundred messages; the prefetch would be 2,000 */
+    start_with_rooms(rig, 4);
+    rig_say_many(rig, 4, 0, 100);
+    wait_durable(rig, 100);
+
+    relay_cut(&rig->relay);
+    rig_wait(rig, write_lane_down);
+    rig_say_many(rig, 4, 100, 3100);
+    wait_confirmed(rig);
+    rig_wait(rig, inbox_paused);
+    assert_true(rig_sum(rig->shown) < 1500);
+    relay_listen(&rig->relay);
+    wait_durable(rig, 3100);
+
+    assert_false(inbox_paused(rig));
     rig_check_log(rig);
     rig_check_order(rig);
     stop_in_order(rig);
@@ -674,6 +710,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_cannot_be_accepted_is_a_dead_letter_and_what_follows_goes_on, begin, end),
         cmocka_unit_test_setup_teardown(
             while_the_database_is_away_messages_are_shown_early_and_committed_later, begin, end),
+        cmocka_unit_test_setup_teardown(what_is_accepted_while_the_database_is_away_is_bounded, begin, end),
         cmocka_unit_test_setup_teardown(fifty_backends_that_die_during_commits_lose_and_repeat_nothing, begin, end),
         cmocka_unit_test_setup_teardown(connections_cut_at_any_moment_lose_and_repeat_nothing, begin, end),
         cmocka_unit_test_setup_teardown(what_the_database_refuses_becomes_a_void_and_its_neighbours_stay, begin, end),
