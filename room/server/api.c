@@ -185,17 +185,21 @@ static void call_start(
     list_push_back(&service->api->calls, &call->link);
     service->api->count++;
     fields_read(&call->fields, request->body);
-    http_reply_on_gone(reply, call_on_gone, call);
     route->call(call);
 }
 
-/* Only a long poll is worth stopping: what changes something goes on, and its answer goes nowhere. */
+/* Only a long poll is worth watching its caller (four system calls) and stopping: the others are over soon, and what
+ * they change goes on. */
+void call_watch_caller(struct call *call)
+{
+    call->watched = true;
+    http_reply_on_gone(call->reply, call_on_gone, call);
+}
+
 static void call_on_gone(void *arg)
 {
     struct call *call = arg;
 
-    if (!call->pulling)
-        return;
     history_pull_cancel(call->service->history, &call->pull);
     call_fail(call, ERR_CLOSED, NULL, NULL);
 }
@@ -232,7 +236,8 @@ bool call_checked(struct call *call)
 
 void call_answer(struct call *call, struct str json)
 {
-    http_reply_on_gone(call->reply, NULL, NULL);
+    if (call->watched)
+        http_reply_on_gone(call->reply, NULL, NULL);
     http_reply_json(call->reply, 200, json);
     call_end(call, ERR_OK);
 }
@@ -242,7 +247,8 @@ void call_fail(struct call *call, enum err err, const char *field, const char *f
     char message[256];
     va_list args;
 
-    http_reply_on_gone(call->reply, NULL, NULL);
+    if (call->watched)
+        http_reply_on_gone(call->reply, NULL, NULL);
     if (format) {
         va_start(args, format);
         vsnprintf(message, sizeof message, format, args);

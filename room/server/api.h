@@ -37,11 +37,15 @@ struct call {
         struct history_pull pull;
         struct history_op op;
     };
-    bool one;                 /* room/Get was asked for one room, not for an array */
+    bool one; /* room/Get was asked for one room, not for an array */
+    bool watched;
     bool pulling;             /* `pull` can be cancelled */
     struct buf text;          /* what the request is made of */
     const struct str *slices; /* ours: arrays of texts that a request points to */
 };
+
+/* When the caller leaves, the Pull is cancelled. */
+void call_watch_caller(struct call *call);
 
 /* true when all fields were well formed; else the call has been answered and is gone. */
 MUST_USE bool call_checked(struct call *call);

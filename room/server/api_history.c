@@ -152,6 +152,8 @@ void api_history_pull(struct call *call)
         return;
     pull->done = pull_on_done;
     call->pulling = true;
+    if (pull->wait_ms)
+        call_watch_caller(call);
     history_pull(call->service->history, pull);
 }
 
