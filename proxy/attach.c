@@ -152,6 +152,8 @@ static void room_start(struct attach_room *room)
     bool seen = after.seq == 0 || (entry && entry->epoch <= after.epoch);
 
     room->valid = after;
+    if (after.epoch == UINT64_MAX) /* a bare seq is taken as valid: the latest epoch says just that */
+        room->valid.epoch = after.seq > head.seq && view->epoch > head.epoch ? view->epoch : head.epoch;
     if (!room->has_after) {
         room->by_time = room->attach->resume_ms != 0;
         return;

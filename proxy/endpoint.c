@@ -85,8 +85,8 @@ static bool over_share(const struct candidate *candidates, size_t n, size_t i)
 
     for (size_t k = 0; k < n; k++)
         sum += candidates[k].load;
-    /* 1.25 × the mean; a few streams more or less say nothing. */
-    return candidates[i].load * n * 4 > sum * 5 && candidates[i].load > 8;
+    /* 1.25 × the mean; a few hundred streams more or less are no load, and moving would only make news travel. */
+    return candidates[i].load * n * 4 > sum * 5 && candidates[i].load > 500;
 }
 
 static size_t best_for_one(const struct candidate *candidates, size_t n, struct str room_id)

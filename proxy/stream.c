@@ -283,9 +283,15 @@ void stream_say_droppable(struct stream *stream, struct str json)
 
 /* ------------------------------------------------------------------ writing */
 
+/* Room for a whole chunk: what is read from the store must not be thrown away and read again. */
+static bool may_pump(const struct stream *stream)
+{
+    return stream->pending_bytes == 0 || (stream->pending_bytes < CHUNK_BYTES && stream_has_room(stream, CHUNK_BYTES));
+}
+
 void stream_pump(struct stream *stream)
 {
-    while (stream->state == STREAM_LIVE && !list_empty(&stream->behind) && stream->pending_bytes < CHUNK_BYTES) {
+    while (stream->state == STREAM_LIVE && !list_empty(&stream->behind) && may_pump(stream)) {
         struct sub *sub = list_entry(stream->behind.next, struct sub, work_link);
         uint32_t items = stream->item_count;
 
