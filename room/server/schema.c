@@ -5,7 +5,7 @@
 #include "migrate.h"
 #include "room/base/log.h"
 
-enum { ASK_MS = 3000, AGAIN_MS = 1000 };
+enum { ASK_MS = 1500, AGAIN_MS = 1000 };
 
 struct schema_watch {
     struct pg *pg;

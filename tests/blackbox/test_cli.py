@@ -1,10 +1,13 @@
 """The command line: what a beginner meets first."""
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import threading
 
 import pytest
+import requests
 
 import roomd
 from roomd import ROOMD, wait_for
@@ -128,3 +131,57 @@ def test_sigint_stops_an_instance_in_order(new_cluster):
     instance.ends_are_expected = True
     instance.process.send_signal(signal.SIGINT)
     assert instance.process.wait(20) == 0
+
+
+def test_an_instance_starts_while_the_database_is_away_and_works_when_it_is_back(new_cluster, database):
+    cluster = new_cluster()
+    instance = cluster.instances[0]
+    instance.stop()
+    database.stop("immediate")
+    instance.start(ready=False)
+    wait_for(lambda: not_ready_reason(instance, "database"), 20)
+    database.start()
+    instance.wait_ready()
+    assert instance.api.until_ok("room/Create")["created"]
+
+
+def test_an_instance_starts_while_the_broker_is_away_and_works_when_it_is_back(new_cluster, broker):
+    cluster = new_cluster()
+    instance = cluster.instances[0]
+    instance.stop()
+    broker.stop()
+    instance.start(ready=False)
+    wait_for(lambda: not_ready_reason(instance, "broker"), 20)
+    broker.start()
+    instance.wait_ready()
+
+
+def test_an_instance_stops_in_order_although_the_database_hangs(new_cluster, database):
+    cluster = new_cluster(settings={"database_timeout_ms": 60000, "drain_ms": 0})
+    instance = cluster.instances[0]
+    room = cluster.api.create_room("alice")["room_id"]
+    database.freeze()
+    calls = [threading.Thread(target=lambda: errors.append(refused(instance, room)), daemon=True) for _ in range(5)]
+    errors = []
+    for call in calls:
+        call.start()
+    wait_for(lambda: instance.metrics()["roomd_api_calls_open"] == 5)
+    instance.stop(60)
+    for call in calls:
+        call.join(10)
+    database.thaw()
+    assert len(errors) == 5
+
+
+def not_ready_reason(instance, word):
+    with contextlib.suppress(requests.ConnectionError):  # it does not listen yet
+        status, answer = instance.readyz()
+        return status == 503 and word in answer["reason"]
+    return False
+
+
+def refused(instance, room):
+    try:
+        return roomd.Api(instance.url, instance.api.key).call("room/Get", room_id=room)
+    except requests.RequestException as error:  # cut: the instance is gone
+        return error
