@@ -17,6 +17,14 @@ static const char *const type_names[ENTRY_TYPES] = {
 };
 static const char *const state_names[] = {NULL, "edited", "recalled", "deleted"};
 
+void one_line(char *json, size_t n)
+{
+    for (char *at = json; (at = memchr(at, '\n', n - (size_t)(at - json)));)
+        *at = ' ';
+    for (char *at = json; (at = memchr(at, '\r', n - (size_t)(at - json)));)
+        *at = ' ';
+}
+
 const char *entry_type_name(enum entry_type type)
 {
     assert(type < ENTRY_TYPES);
@@ -40,6 +48,15 @@ static char *put_u64(char *at, uint64_t value)
         digits[--n] = (char)('0' + value % 10);
     while (value /= 10);
     return put(at, digits + n, sizeof digits - n);
+}
+
+/* JSON that a caller wrote, onto one line: a line break can only stand between its tokens, where a blank means the same. */
+static char *put_json(char *at, struct str json)
+{
+    char *end = put(at, json.p, json.n);
+
+    one_line(at, json.n);
+    return end;
 }
 
 /* As buf_json_string; room for 6 bytes per byte is the caller's. */
@@ -81,7 +98,7 @@ static char *put_message(char *at, const struct entry_parts *parts)
     at = put_string(at, parts->kind);
     if (!gone) {
         at = PUT(at, ",\"content\":");
-        at = put(at, parts->content.p, parts->content.n);
+        at = put_json(at, parts->content);
         if (parts->meta.n) {
             *at++ = ',';
             at = put(at, parts->meta.p, parts->meta.n);
@@ -135,7 +152,7 @@ struct entry *entry_new(const struct entry_parts *parts)
         at = put_message(at, parts);
     } else if (parts->content.n) {
         *at++ = ',';
-        at = put(at, parts->content.p, parts->content.n);
+        at = put_json(at, parts->content);
     }
     *at++ = '}';
     entry->n = (uint32_t)(at - entry->json);

@@ -49,6 +49,8 @@ struct entry_parts {
 struct entry *entry_new(const struct entry_parts *parts);
 struct entry *entry_hold(struct entry *entry);
 void entry_drop(struct entry *entry); /* NULL is allowed */
+/* Line breaks in checked JSON become blanks: an event is one line on every transport. */
+void one_line(char *json, size_t n);
 const char *entry_type_name(enum entry_type type); /* "message", "member.joined", … */
 
 static inline struct str entry_json(const struct entry *entry)

@@ -485,6 +485,7 @@ static void show_transient(struct sequencer *s, struct delivery *delivery, uint6
         buf_add_str(&json, envelope->meta);
     }
     buf_char(&json, '}');
+    one_line(json.p, json.n);
     s->events.transient(s->events.arg, envelope->room_id, buf_str(&json));
     buf_clear(&json);
 }

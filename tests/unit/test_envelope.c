@@ -257,6 +257,13 @@ static void entries_are_one_line_of_json_each(void **state)
         "\"sender\":\"a\",\"kind\":\"text\",\"content\":\"hi\",\"sent_at\":5}",
         entry->n);
     entry_drop(entry);
+    parts.content = STR("{\r\n \"body\":\"a\\nb\"\n}");
+    entry = entry_new(&parts);
+    assert_null(memchr(entry->json, '\n', entry->n));
+    assert_null(memchr(entry->json, '\r', entry->n));
+    assert_non_null(memmem(entry->json, entry->n, "{   \"body\":\"a\\nb\" }", 19));
+    entry_drop(entry);
+    parts.content = STR("\"hi\"");
     parts.state = 2;
     entry = entry_new(&parts);
     assert_null(memmem(entry->json, entry->n, "hi", 2));
