@@ -17,10 +17,12 @@ struct three_parts {
 };
 
 static bool ticket_split(struct three_parts *parts, const char *text, size_t len);
-static const struct roomd_ticket_key *header_key(struct roomd_text encoded, const struct roomd_ticket_keys *keys, bool *is_header);
+static const struct roomd_ticket_key *header_key(
+    struct roomd_text encoded, const struct roomd_ticket_keys *keys, bool *is_header);
 static bool mac_of(unsigned char mac[MAC_BYTES], const struct roomd_ticket_key *key, struct roomd_text text);
 static enum roomd_ticket_result claims_read(struct roomd_ticket *ticket, struct roomd_text encoded);
-static enum roomd_ticket_result life_check(const struct roomd_ticket *ticket, uint64_t now_unix_ms, uint64_t max_life_ms);
+static enum roomd_ticket_result life_check(
+    const struct roomd_ticket *ticket, uint64_t now_unix_ms, uint64_t max_life_ms);
 static bool base64url_decode(unsigned char *out, size_t capacity, size_t *n, struct roomd_text text);
 static size_t base64url_encode(char *out, const void *p, size_t n);
 
@@ -32,7 +34,8 @@ const char *roomd_ticket_sentence(enum roomd_ticket_result result)
         [ROOMD_TICKET_BAD_KEY] = "the ticket's key is not known here; ask PullByActiveConnection for a new one",
         [ROOMD_TICKET_FORGED] = "the ticket's signature does not match; ask PullByActiveConnection for a new one",
         [ROOMD_TICKET_EXPIRED] = "the ticket is too old; ask PullByActiveConnection for a new one",
-        [ROOMD_TICKET_TOO_LONG_LIVED] = "the ticket's times are not acceptable here; check the clocks, ask for a new one",
+        [ROOMD_TICKET_TOO_LONG_LIVED] =
+            "the ticket's times are not acceptable here; check the clocks, ask for a new one",
         [ROOMD_TICKET_NO_MEMORY] = "out of memory",
         [ROOMD_TICKET_TOO_LARGE] = "more rooms than a ticket can carry; ask for all of the account's rooms",
     };
@@ -47,8 +50,8 @@ static bool key_id_valid(const char *p, size_t n)
     if (n == 0 || n > 16)
         return false;
     for (size_t i = 0; i < n; i++)
-        if (!((p[i] >= 'a' && p[i] <= 'z') || (p[i] >= 'A' && p[i] <= 'Z') || (p[i] >= '0' && p[i] <= '9') || p[i] == '_' ||
-                p[i] == '-'))
+        if (!((p[i] >= 'a' && p[i] <= 'z') || (p[i] >= 'A' && p[i] <= 'Z') || (p[i] >= '0' && p[i] <= '9') ||
+                p[i] == '_' || p[i] == '-'))
             return false;
     return true;
 }
@@ -157,7 +160,8 @@ static void put_time(struct writer *w, const char *name, uint64_t unix_ms)
     char text[64];
 
     if (unix_ms % 1000)
-        snprintf(text, sizeof text, ",\"%s\":%llu.%03u", name, (unsigned long long)(unix_ms / 1000), (unsigned)(unix_ms % 1000));
+        snprintf(text, sizeof text, ",\"%s\":%llu.%03u", name, (unsigned long long)(unix_ms / 1000),
+            (unsigned)(unix_ms % 1000));
     else
         snprintf(text, sizeof text, ",\"%s\":%llu", name, (unsigned long long)(unix_ms / 1000));
     put_text(w, text);
@@ -190,8 +194,8 @@ static void put_claims(struct writer *w, const struct roomd_ticket *ticket)
     put_text(w, "}");
 }
 
-enum roomd_ticket_result roomd_ticket_sign(char out[ROOMD_TICKET_MAX_BYTES + 1], size_t *len, const struct roomd_ticket *ticket,
-    const struct roomd_ticket_keys *keys)
+enum roomd_ticket_result roomd_ticket_sign(char out[ROOMD_TICKET_MAX_BYTES + 1], size_t *len,
+    const struct roomd_ticket *ticket, const struct roomd_ticket_keys *keys)
 {
     char claims[ROOMD_TICKET_MAX_BYTES * 3 / 4], header[80];
     struct writer w = {claims, 0, sizeof claims, false};
@@ -294,8 +298,9 @@ static bool text_is(struct roomd_text text, const char *word)
     return text.n == strlen(word) && memcmp(text.p, word, text.n) == 0;
 }
 
-/* RFC 8725: the algorithm is ours to choose, never the token's. The header may say exactly alg, typ and kid, each once. */
-static const struct roomd_ticket_key *header_key(struct roomd_text encoded, const struct roomd_ticket_keys *keys, bool *is_header)
+/* RFC 8725: the algorithm is ours to choose, never the token's. The header says alg, typ and kid, each once. */
+static const struct roomd_ticket_key *header_key(
+    struct roomd_text encoded, const struct roomd_ticket_keys *keys, bool *is_header)
 {
     unsigned char header[HEADER_TEXT_MAX];
     struct roomd_text name, value, kid = {NULL, 0};
@@ -331,7 +336,8 @@ static bool mac_of(unsigned char mac[MAC_BYTES], const struct roomd_ticket_key *
 {
     unsigned n = 0;
 
-    return HMAC(EVP_sha256(), key->secret, (int)key->secret_bytes, (const unsigned char *)text.p, text.n, mac, &n) && n == MAC_BYTES;
+    return HMAC(EVP_sha256(), key->secret, (int)key->secret_bytes, (const unsigned char *)text.p, text.n, mac, &n) &&
+           n == MAC_BYTES;
 }
 
 /* Copies a string claim into the ticket's own text. */
@@ -433,19 +439,20 @@ static enum roomd_ticket_result claims_read(struct roomd_ticket *ticket, struct 
         return ROOMD_TICKET_MALFORMED;
     }
     ticket_clear(ticket);
-    json_object_foreach(claims, name, value)
-        good = good && claim_take(ticket, &used, name, value, &issuer);
+    json_object_foreach(claims, name, value) good = good && claim_take(ticket, &used, name, value, &issuer);
     json_decref(claims);
     good = good && issuer && ticket->account.n > 0 && ticket->expires_unix_ms > 0 && ticket->issued_unix_ms > 0 &&
            (ticket->all || ticket->room_count > 0);
     return good ? ROOMD_TICKET_OK : ROOMD_TICKET_MALFORMED;
 }
 
-static enum roomd_ticket_result life_check(const struct roomd_ticket *ticket, uint64_t now_unix_ms, uint64_t max_life_ms)
+static enum roomd_ticket_result life_check(
+    const struct roomd_ticket *ticket, uint64_t now_unix_ms, uint64_t max_life_ms)
 {
     if (ticket->expires_unix_ms <= now_unix_ms)
         return ROOMD_TICKET_EXPIRED;
-    if (ticket->issued_unix_ms > now_unix_ms + ROOMD_TICKET_SKEW_MS || ticket->issued_unix_ms >= ticket->expires_unix_ms ||
+    if (ticket->issued_unix_ms > now_unix_ms + ROOMD_TICKET_SKEW_MS ||
+        ticket->issued_unix_ms >= ticket->expires_unix_ms ||
         ticket->expires_unix_ms - ticket->issued_unix_ms > max_life_ms ||
         ticket->expires_unix_ms - now_unix_ms > max_life_ms + ROOMD_TICKET_SKEW_MS)
         return ROOMD_TICKET_TOO_LONG_LIVED;

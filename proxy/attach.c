@@ -1,10 +1,13 @@
 /*
- * Attaching: how a stream comes to carry rooms. The same for a stream that opens, a `subscribe`, and a room that an `all` stream enters.
+ * Attaching: how a stream comes to carry rooms. The same for a stream that opens, a `subscribe`, and a room that an
+ * `all` stream enters.
  *
- *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid) ─▶ (seqs at a time) ─▶ finish
+ *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid) ─▶
+ * (seqs at a time) ─▶ finish
  *
- * Registration comes first: what happens from then on is seen, so a member.left that overtakes the answer wins, and no entry falls between the
- * answer and the first one live. Nothing is sent before everything is known. Each step is one query per loop turn for all who are at it.
+ * Registration comes first: what happens from then on is seen, so a member.left that overtakes the answer wins, and no
+ * entry falls between the answer and the first one live. Nothing is sent before everything is known. Each step is one
+ * query per loop turn for all who are at it.
  */
 #include "core.h"
 
@@ -51,7 +54,8 @@ void attach_add(struct attach *attach, struct str room_id, const struct cursor *
 
     if (room_id.n > ROOM_ID_MAX_BYTES)
         return;
-    for (size_t i = 0; i < attach->room_count && after; i++) /* positions given override: few, or from a list we built */
+    for (size_t i = 0; i < attach->room_count && after;
+         i++) /* positions given override: few, or from a list we built */
         if (str_is(room_id, attach->rooms[i]->room_id))
             room = attach->rooms[i];
     if (!room) {
@@ -200,16 +204,20 @@ static void step_done(struct attach *attach)
 static const struct pg_statement rooms_of_accounts = {
     .name = "proxy_rooms_of_accounts",
     .sql = "SELECT x.n, l.room_id FROM unnest($1::text[]) WITH ORDINALITY x(account, n) CROSS JOIN LATERAL ("
-           "SELECT r.room_id FROM room_member m JOIN room r ON r.room_no = m.room_no JOIN room_head h ON h.room_no = m.room_no "
-           "WHERE m.account = x.account COLLATE \"C\" AND NOT r.removed ORDER BY h.last_at DESC LIMIT 10000) l ORDER BY x.n",
+           "SELECT r.room_id FROM room_member m JOIN room r ON r.room_no = m.room_no JOIN room_head h ON h.room_no = "
+           "m.room_no "
+           "WHERE m.account = x.account COLLATE \"C\" AND NOT r.removed ORDER BY h.last_at DESC LIMIT 10000) l ORDER "
+           "BY x.n",
     .params = 1,
 };
 
 /* `at` never falls as seq rises, so the scan from the head reads no more than what has to be sent again anyway. */
 static const struct pg_statement seqs_at = {
     .name = "proxy_seqs_at",
-    .sql = "SELECT x.n, e.seq, e.epoch FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY x(room_no, at, n) CROSS JOIN LATERAL ("
-           "SELECT seq, epoch FROM log_entry WHERE room_no = x.room_no AND at <= x.at ORDER BY seq DESC LIMIT 1) e ORDER BY x.n",
+    .sql = "SELECT x.n, e.seq, e.epoch FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY x(room_no, at, n) CROSS "
+           "JOIN LATERAL ("
+           "SELECT seq, epoch FROM log_entry WHERE room_no = x.room_no AND at <= x.at ORDER BY seq DESC LIMIT 1) e "
+           "ORDER BY x.n",
     .params = 2,
 };
 
@@ -287,7 +295,8 @@ static void on_seqs(struct pg_query *query, enum err err, const PGresult *result
             while (row < rows && pg_get_i64(result, row, 0) < n)
                 row++;
             if (row < rows && pg_get_i64(result, row, 0) == n)
-                room->valid = (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 1)};
+                room->valid =
+                    (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 1)};
             n++;
         }
         attach_finish(attach);
@@ -318,7 +327,7 @@ static void ask_rooms(struct proxy *proxy)
     size_t n = 0;
 
     pg_array_reset(&accounts, PG_TEXT);
-    list_for_each(attach, &batch->attaches, batch_link) {
+    list_for_each (attach, &batch->attaches, batch_link) {
         attach->nth = ++n; /* ordinality counts from 1 */
         pg_array_bytes(&accounts, (struct str){attach->stream->audience->account, attach->stream->audience->n});
     }
@@ -338,13 +347,14 @@ static void ask_seqs(struct proxy *proxy)
 
     pg_array_reset(&rooms, PG_INT8);
     pg_array_reset(&times, PG_INT8);
-    list_for_each(attach, &batch->attaches, batch_link) {
+    list_for_each (attach, &batch->attaches, batch_link) {
         attach->nth = n;
         for (size_t i = 0; i < attach->room_count; i++) {
             if (!attach->rooms[i]->by_time || attach->rooms[i]->err)
                 continue;
             pg_array_i64(&rooms, attach->rooms[i]->access.room_no);
-            pg_array_i64(&times, (int64_t)(attach->resume_ms > TIME_MARGIN_MS ? attach->resume_ms - TIME_MARGIN_MS : 0));
+            pg_array_i64(
+                &times, (int64_t)(attach->resume_ms > TIME_MARGIN_MS ? attach->resume_ms - TIME_MARGIN_MS : 0));
             n++;
         }
     }
@@ -468,9 +478,11 @@ static void write_hello(const struct attach *attach, struct buf *out)
     char stream_id[ULID_TEXT];
 
     ulid_write(stream_id, id);
-    buf_printf(out, "{\"type\":\"hello\",\"instance\":\"%s\",\"stream_id\":\"%.26s\",\"heartbeat_ms\":%" PRId64 ",\"server_at\":%" PRIu64
-                    ",\"rooms\":[",
-        cluster_self(attach->proxy->cluster), stream_id, attach->proxy->config->heartbeat_ms, proxy_unix_ms(attach->proxy));
+    buf_printf(out,
+        "{\"type\":\"hello\",\"instance\":\"%s\",\"stream_id\":\"%.26s\",\"heartbeat_ms\":%" PRId64
+        ",\"server_at\":%" PRIu64 ",\"rooms\":[",
+        cluster_self(attach->proxy->cluster), stream_id, attach->proxy->config->heartbeat_ms,
+        proxy_unix_ms(attach->proxy));
     for (size_t i = 0; i < attach->room_count; i++) {
         const struct attach_room *room = attach->rooms[i];
 
@@ -514,7 +526,8 @@ static void tell_missing(const struct attach *attach)
         if (!room->err || attach->stream->all)
             continue;
         buf_reset(&json);
-        buf_printf(&json, "{\"type\":\"room.left\",\"room_id\":\"%s\",\"reason\":\"%s\"}", room->room_id, err_code(room->err));
+        buf_printf(
+            &json, "{\"type\":\"room.left\",\"room_id\":\"%s\",\"reason\":\"%s\"}", room->room_id, err_code(room->err));
         stream_say(attach->stream, buf_str(&json));
     }
     buf_clear(&json);

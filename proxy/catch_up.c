@@ -1,6 +1,7 @@
 /*
- * Reads of the store for subs that are behind the run of their view. Equal reads are one read, at most catch_up_reads_max are on their way, the
- * others wait in line; a sub that needs more stands at the end of the line again.
+ * Reads of the store for subs that are behind the run of their view. Equal reads are one read, at most
+ * catch_up_reads_max are on their way, the others wait in line; a sub that needs more stands at the end of the line
+ * again.
  */
 #include "core.h"
 
@@ -58,7 +59,8 @@ void catch_up_want(struct sub *sub, uint64_t up_to)
 static void read_send(struct proxy *proxy)
 {
     while (proxy->reads_in_flight < (uint32_t)proxy->config->catch_up_reads_max && !list_empty(&proxy->reads_waiting)) {
-        struct catch_up_read *read = list_entry(list_pop_front(&proxy->reads_waiting), struct catch_up_read, order_link);
+        struct catch_up_read *read =
+            list_entry(list_pop_front(&proxy->reads_waiting), struct catch_up_read, order_link);
 
         list_push_back(&proxy->reads_sent, &read->order_link);
         read->sent = true;

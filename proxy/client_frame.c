@@ -1,6 +1,7 @@
 /*
- * Frames of WebSocket clients: {"type", "req_id"?, "payload": {…}} -> {"type":"ack", "req_id"?, …} or error, in the order the frames came.
- * What concerns the stream itself is answered here; the rest by the server's routes, which take the same road as the service calls.
+ * Frames of WebSocket clients: {"type", "req_id"?, "payload": {…}} -> {"type":"ack", "req_id"?, …} or error, in the
+ * order the frames came. What concerns the stream itself is answered here; the rest by the server's routes, which take
+ * the same road as the service calls.
  */
 #include "core.h"
 
@@ -74,7 +75,8 @@ void client_frame(struct stream *stream, struct str text)
         on_unsubscribe(stream, payload, reply);
     else if (str_is(name, "ticket.refresh"))
         on_refresh(stream, payload, reply);
-    else if (!calls->frame || !calls->frame(calls->arg, (struct str){stream->audience->account, stream->audience->n}, name, payload, reply))
+    else if (!calls->frame || !calls->frame(calls->arg, (struct str){stream->audience->account, stream->audience->n},
+                                  name, payload, reply))
         proxy_reply_error(reply, ERR_BAD_REQUEST, "there is no such type; see docs/protocol.md#streams");
     buf_clear(&scratch);
 }
@@ -160,7 +162,8 @@ static bool text_of(struct json value, struct buf *scratch, struct str *out)
     return value.type == JSON_STRING && json_string(value, scratch, out);
 }
 
-static bool room_and_after(struct json item, struct buf *scratch, struct str *room_id, struct cursor *after, bool *has_after)
+static bool room_and_after(
+    struct json item, struct buf *scratch, struct str *room_id, struct cursor *after, bool *has_after)
 {
     struct json id = json_get(item, "room_id"), cursor = json_get(item, "after");
     struct str shard, text;
@@ -177,7 +180,8 @@ static bool room_and_after(struct json item, struct buf *scratch, struct str *ro
     return !id.escaped && text_of(id, scratch, room_id) && room_id_read(*room_id, &shard);
 }
 
-/* A stream opened with ?after=* carries all its rooms from its first subscribe on; the positions in there are where they begin. */
+/* A stream opened with ?after=* carries all its rooms from its first subscribe on; the positions in there are where
+ * they begin. */
 static void add_deferred(struct stream *stream, struct attach *attach)
 {
     for (const char *at = stream->named; at && *at; at += strlen(at) + 1)
@@ -198,7 +202,8 @@ static void on_subscribe(struct stream *stream, struct json payload, struct prox
     if (stream->deferred)
         add_deferred(stream, attach);
     while (good && allowed && json_next_item(&walk, &item)) {
-        good = item.type == JSON_OBJECT && room_and_after(item, &scratch, &room_id, &after, &has_after) && attach->room_count < 1000;
+        good = item.type == JSON_OBJECT && room_and_after(item, &scratch, &room_id, &after, &has_after) &&
+               attach->room_count < 1000;
         allowed = good && (stream->all || named_has(stream, room_id));
         if (allowed)
             attach_add(attach, room_id, has_after ? &after : NULL);
@@ -254,7 +259,8 @@ static void on_refresh(struct stream *stream, struct json payload, struct proxy_
 
     if (text_of(json_get(payload, "ticket"), &scratch, &text))
         err = ticket_check(stream->proxy, ticket, text, &why);
-    if (!err && !str_eq((struct str){ticket->account.p, ticket->account.n}, (struct str){stream->audience->account, stream->audience->n})) {
+    if (!err && !str_eq((struct str){ticket->account.p, ticket->account.n},
+                    (struct str){stream->audience->account, stream->audience->n})) {
         err = ERR_FORBIDDEN;
         why = "the ticket is for another account";
     }

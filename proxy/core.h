@@ -1,11 +1,12 @@
 /*
  * The inside of the proxy, shared by its files; others include proxy.h only.
  *
- *   history ─shown/durable─▶ view ─end of turn: one chunk per encoding─▶ live subs ─reference─▶ stream queue ─one gathered write─▶ wire
- *                             └─ tail / store ─pieces at the reader's pace─▶ subs that are behind ──┘
+ *   history ─shown/durable─▶ view ─end of turn: one chunk per encoding─▶ live subs ─reference─▶ stream queue ─one
+ * gathered write─▶ wire └─ tail / store ─pieces at the reader's pace─▶ subs that are behind ──┘
  *
- * Who owns what: the proxy owns views (in a map, until the last sub goes) and audiences (an account with its open streams); a stream owns its subs;
- * bytes and entries are counted. Nothing here allocates for an idle stream, and no stream has a timer of its own.
+ * Who owns what: the proxy owns views (in a map, until the last sub goes) and audiences (an account with its open
+ * streams); a stream owns its subs; bytes and entries are counted. Nothing here allocates for an idle stream, and no
+ * stream has a timer of its own.
  *
  * Times are uint32_t milliseconds of the loop's clock (they wrap after 49 days; only differences are looked at).
  */
@@ -41,14 +42,15 @@ enum {
     CLOSE_NO_ROOM = 4503
 };
 
-/* Pieces of work are cut to about this size: small enough to share a loop turn, large enough that system calls do not count. */
+/* Pieces of work are cut to about this size: small enough to share a loop turn, large enough that system calls do not
+ * count. */
 #define CHUNK_BYTES 65536
 #define CATCH_UP_ENTRIES 200
-#define CLOSING_MS 2000      /* a peer that does not finish closing is cut */
-#define FRAME_MS 10000       /* a client frame takes no longer to arrive */
-#define UNPROVEN_MS 3000     /* see sub_unproven in attach.c */
+#define CLOSING_MS 2000  /* a peer that does not finish closing is cut */
+#define FRAME_MS 10000   /* a client frame takes no longer to arrive */
+#define UNPROVEN_MS 3000 /* see sub_unproven in attach.c */
 #define RETRY_MS 1000
-#define REPLIES_MAX 256      /* client frames without an answer yet */
+#define REPLIES_MAX 256 /* client frames without an answer yet */
 #define CLIENT_FRAMES_PER_S 1000
 #define HELLO_ROOMS_MAX 500
 #define POLL_EVENTS_BYTES (512 * 1024)
@@ -65,13 +67,15 @@ struct chunk {
 };
 /* The longest prefix of entries that is about CHUNK_BYTES; at least one. */
 struct chunk chunk_cut(struct entry *const *entries, size_t count);
-struct bytes *chunk_encode(struct chunk *chunk, enum encoding encoding, struct str room_id, uint64_t complete_ms); /* borrowed */
+/* Borrowed from the chunk. */
+struct bytes *chunk_encode(struct chunk *chunk, enum encoding encoding, struct str room_id, uint64_t complete_ms);
 void chunk_clear(struct chunk *chunk);
 
 /* One event, or several lines separated by \n, as bytes of an encoding; `id` (SSE) may be empty. The caller's. */
 struct bytes *event_encode(enum encoding encoding, struct str json, struct str id);
 struct bytes *ws_frame_bytes(uint8_t opcode, struct str payload);
-void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_t durable_seq); /* "room_id":…,"head":…,"durable_seq":… */
+/* "room_id":…,"head":…,"durable_seq":… */
+void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_t durable_seq);
 void event_error(struct buf *out, enum err err, const char *message, struct str req_id);
 
 /* ----------------------------------------------------------------- views */
@@ -85,7 +89,7 @@ struct view {
     struct list subs[VIEW_LISTS];
     struct list dirty_link, mark_link, suspect_link;
     int64_t room_no;
-    uint64_t epoch;        /* of the shard, as far as this view acted on it */
+    uint64_t epoch; /* of the shard, as far as this view acted on it */
     uint64_t run_base, run_top;
     struct entry **ring;
     size_t run_bytes;
@@ -95,18 +99,18 @@ struct view {
     uint64_t removed_seq;  /* the room was removed by this entry; 0 = no */
     struct view_check *check;
     struct view_look *look;
-    struct buf ephemeral;  /* lines to go at the end of the turn */
+    struct buf ephemeral; /* lines to go at the end of the turn */
     uint32_t ring_capacity, ring_first;
     uint32_t sub_count;
-    uint32_t moved_at, mark_at;
-    uint32_t unproven;     /* subs whose cursor is above what was seen */
-    bool known;            /* the head is known: something answered */
-    bool signalling;       /* more streams than signal_above_streams */
+    uint32_t moved_at, mark_at, mark_wanted_at;
+    uint32_t unproven; /* subs whose cursor is above what was seen */
+    bool known;        /* the head is known: something answered */
+    bool signalling;   /* more streams than signal_above_streams */
     uint8_t room_id_n;
     char room_id_text[];
 };
 
-/* Where a view's shown prefix is still valid: asked when a higher epoch appears. Entries that come meanwhile are held. */
+/* Where a view's shown prefix is still valid: asked when a higher epoch appears. Entries that come then are held. */
 struct view_check {
     struct history_validity validity;
     struct view *view;
@@ -129,10 +133,11 @@ void view_advance(struct view *view); /* serves live subs with all they may see 
 void view_dirty(struct view *view);
 void view_flush_ephemeral(struct view *view);
 void view_signal_mode(struct view *view);
-void view_marks(struct proxy *proxy); /* sends durable marks and signals that are due */
-void view_recheck(struct proxy *proxy); /* suspects and failed checks, from the wheel */
+void view_marks(struct proxy *proxy);       /* sends durable marks and signals that are due */
+void view_recheck(struct proxy *proxy);     /* suspects and failed checks, from the wheel */
 void view_look_abroad(struct proxy *proxy); /* heads of rooms that another instance owns */
-void view_read_entry(struct view *view, const struct entry *entry); /* an entry came from the store: does it end somebody's stay? */
+void view_read_entry(
+    struct view *view, const struct entry *entry); /* an entry came from the store: does it end somebody's stay? */
 struct cursor view_head(const struct view *view, enum deliver deliver);
 struct entry *view_run_get(const struct view *view, uint64_t seq); /* NULL: not in the run */
 static inline struct str view_room_id(const struct view *view)
@@ -165,14 +170,17 @@ struct sub {
 struct sub *sub_new(struct stream *stream, struct view *view);
 void sub_free(struct sub *sub);                      /* says nothing; also takes it out of the stream's queue */
 void sub_start(struct sub *sub, uint64_t after_seq); /* OPENING -> BEHIND or SIGNALLED */
-void sub_behind(struct sub *sub, uint64_t seq);      /* to be served from tail or store after seq, at the reader's pace */
+void sub_behind(struct sub *sub, uint64_t seq); /* to be served from tail or store after seq, at the reader's pace */
 void sub_pump(struct sub *sub);
 void sub_reset(struct sub *sub, struct cursor valid); /* tells the reader to go back */
-void sub_end(struct sub *sub, const char *reason);    /* room.left, then frees; a stream with named rooms and none left ends */
+void sub_end(
+    struct sub *sub, const char *reason); /* room.left, then frees; a stream with named rooms and none left ends */
 struct sub *sub_find(struct stream *stream, const struct view *view);
-void sub_left(struct sub *sub, const char *reason); /* its account is no member any more: nothing of the room from now on */
+void sub_left(
+    struct sub *sub, const char *reason); /* its account is no member any more: nothing of the room from now on */
 
-/* Pieces for subs that are behind, shared by all who want the same within one loop turn (many streams resume at one cursor). */
+/* Pieces for subs that are behind, shared by all who want the same within one loop turn (many streams resume at one
+ * cursor). */
 #define PIECES 8
 struct piece {
     struct view *view;
@@ -184,7 +192,8 @@ struct piece {
 };
 void pieces_clear(struct proxy *proxy);
 
-/* A cursor above all that was seen here, under the current epoch: probably early entries of a moment ago. Proven by the durable mark; else looked up. */
+/* A cursor above all that was seen here, under the current epoch: probably early entries of a moment ago. Proven by the
+ * durable mark; else looked up. */
 struct unproven {
     struct history_validity validity;
     struct sub *sub;
@@ -212,13 +221,13 @@ void catch_up_retry(struct proxy *proxy);
 
 /* --------------------------------------------------------------- streams */
 
-#define ITEM_KEEP UINT64_MAX        /* must arrive: hello, ack, reset */
-#define ITEM_DROP (UINT64_MAX - 1)  /* may be dropped without going back: marks, typing */
+#define ITEM_KEEP UINT64_MAX       /* must arrive: hello, ack, reset */
+#define ITEM_DROP (UINT64_MAX - 1) /* may be dropped without going back: marks, typing */
 
 struct item {
     struct bytes *bytes;
-    struct sub *sub;  /* NULL: none, or gone */
-    uint64_t before;  /* dropped: the sub goes on from here */
+    struct sub *sub; /* NULL: none, or gone */
+    uint64_t before; /* dropped: the sub goes on from here */
 };
 
 enum stream_state { STREAM_OPENING, STREAM_LIVE, STREAM_CLOSING };
@@ -228,30 +237,30 @@ struct stream {
     struct proxy *proxy;
     struct audience *audience; /* NULL: refused before the ticket was read */
     struct list audience_link;
-    struct list all_link;   /* the proxy's list of all streams, or of closing ones */
+    struct list all_link; /* the proxy's list of all streams, or of closing ones */
     struct list wheel_link;
     struct list dirty_link;
     struct list partial_link; /* waits for the rest of a client frame */
     struct list subs;
     struct list behind;
-    struct list replies;    /* client frames to be answered, in order */
+    struct list replies; /* client frames to be answered, in order */
     struct wire *wire;
-    struct item *items;     /* inline_items, or our own memory */
+    struct item *items; /* inline_items, or our own memory */
     struct item inline_items[2];
     struct ws_message *message; /* a fragmented message so far */
     struct attach *attaches;    /* in progress, chained */
     struct poll *poll;
-    char *named;            /* rooms of the ticket, each NUL-terminated, an empty one at the end; NULL: all */
+    char *named; /* rooms of the ticket, each NUL-terminated, an empty one at the end; NULL: all */
     uint32_t item_count, item_capacity, in_flight;
     uint32_t pending_bytes;
     uint32_t sub_count, reply_count;
     uint32_t heard_at, write_at, partial_at, closing_at;
     uint32_t frames_at;
-    uint16_t frames;        /* client frames in the second since frames_at */
+    uint16_t frames; /* client frames in the second since frames_at */
     uint16_t close_code;
     uint8_t state, transport, deliver;
     bool all, one_room, deferred, close_sent, pong_waits, no_more_input;
-    uint64_t acked;         /* bytes the peer had acknowledged when last looked at: progress within a long write */
+    uint64_t acked; /* bytes the peer had acknowledged when last looked at: progress within a long write */
 };
 
 /* An account with open streams here. */
@@ -263,20 +272,22 @@ struct audience {
 };
 
 struct stream *stream_new(struct proxy *proxy, enum transport transport, struct str account);
-void stream_free(struct stream *stream); /* only without a wire */
+void stream_free(struct stream *stream);        /* only without a wire */
 void stream_leave_rooms(struct stream *stream); /* what ties it to rooms and account; what is queued stays */
 enum encoding stream_encoding(const struct stream *stream);
 void stream_push(struct stream *stream, struct bytes *bytes, struct sub *sub, uint64_t before); /* holds bytes; dirty */
 bool stream_has_room(const struct stream *stream, size_t n);
 void stream_overflow(struct stream *stream); /* waiting references are dropped; their subs go on from tail or store */
 void stream_forget_sub(struct stream *stream, struct sub *sub);
-void stream_purge_sub(struct stream *stream, struct sub *sub); /* its entries that are not on their way yet are not sent any more */
-void stream_say(struct stream *stream, struct str json);  /* one private event that must arrive */
+void stream_purge_sub(
+    struct stream *stream, struct sub *sub); /* its entries that are not on their way yet are not sent any more */
+void stream_say(struct stream *stream, struct str json); /* one private event that must arrive */
 void stream_say_droppable(struct stream *stream, struct str json);
 void stream_flush(struct stream *stream);
 void stream_pump(struct stream *stream); /* goes on with subs that are behind, as far as the queue has room */
-void stream_end(struct stream *stream, uint16_t code, enum err err, const char *message); /* error event when err, then close */
-void stream_cut(struct stream *stream);  /* now */
+void stream_end(
+    struct stream *stream, uint16_t code, enum err err, const char *message); /* error event when err, then close */
+void stream_cut(struct stream *stream);                                       /* now */
 void stream_taken(void *owner, struct wire *wire);
 extern const struct wire_events stream_wire_events, ws_wire_events;
 uint64_t stream_complete_ms(const struct stream *stream); /* all its rooms are served up to here; 0: some are behind */
@@ -314,9 +325,9 @@ struct attach {
     size_t nth; /* in its batch */
     struct attach_room **rooms;
     size_t room_count, room_capacity, pending;
-    uint64_t resume_ms; /* rooms without a position go on from this server time; 0 = from the head */
-    bool timed;    /* the rooms' seqs at resume_ms are known */
-    bool finished; /* waits for the stream itself to be open */
+    uint64_t resume_ms;  /* rooms without a position go on from this server time; 0 = from the head */
+    bool timed;          /* the rooms' seqs at resume_ms are known */
+    bool finished;       /* waits for the stream itself to be open */
     char accept_key[29]; /* WS */
     bool subprotocol;
 };
@@ -325,8 +336,8 @@ void attach_add(struct attach *attach, struct str room_id, const struct cursor *
 void attach_begin(struct attach *attach, bool all); /* all: first ask for the account's rooms */
 void attach_finish(struct attach *attach);
 void attach_free(struct attach *attach);
-void attach_abandon(struct attach *attach);         /* the stream goes */
-void attach_batches(struct proxy *proxy);           /* end of turn: one query for all that wait for one */
+void attach_abandon(struct attach *attach); /* the stream goes */
+void attach_batches(struct proxy *proxy);   /* end of turn: one query for all that wait for one */
 void attach_batches_free(struct proxy *proxy);
 
 /* ------------------------------------------------------------ transports */
@@ -346,15 +357,15 @@ struct poll {
     struct http_reply *reply;
     struct list hold_link;
     uint32_t due;
-    bool over;               /* answer also when there is nothing */
-    bool tell_time;          /* rooms without a position go on from a time: "~@<ms>", in the form of a position */
+    bool over;      /* answer also when there is nothing */
+    bool tell_time; /* rooms without a position go on from a time: "~@<ms>", in the form of a position */
     enum err err;
     uint64_t resume_ms;
-    uint64_t began_ms;       /* server time at which rooms without a position began to be listened to */
+    uint64_t began_ms; /* server time at which rooms without a position began to be listened to */
     struct poll_position {
         struct cursor cursor;
         char room_id[ROOM_ID_MAX_BYTES + 1];
-    } *moved;
+    } * moved;
     size_t moved_count, moved_capacity;
 };
 void poll_begin(struct attach *attach); /* takes attach->reply */
@@ -375,12 +386,14 @@ void reply_settle(struct proxy_reply *reply, struct str json_members);
 /* Writes `[{"instance":…,"url":…},…]`, best first; `others`: without ourselves. Number written. */
 size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *rooms, size_t room_count, bool others);
 /* A ticket for what the stream carries, with its positions. false: does not fit. */
-bool ticket_for_stream(struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len);
+bool ticket_for_stream(
+    struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len);
 
 /* ------------------------------------------------------------------ proxy */
 
 struct proxy_counters {
-    uint64_t opened[TRANSPORTS], refused, deliveries, chunks, marks, resets, overflows, reads, signals, writes, closed_slow, closed_silent;
+    uint64_t opened[TRANSPORTS], refused, deliveries, chunks, marks, resets, overflows, reads, signals, writes,
+        closed_slow, closed_silent;
 };
 
 struct proxy {
@@ -395,10 +408,10 @@ struct proxy {
     struct map views, audiences;
     struct list streams, closing, partial, holding; /* holding: polls, in order of their end */
     struct list dirty_views, dirty_streams, marks, suspects, unproven, retry;
-    struct list batch_all, batch_at;   /* attaches that wait for a query of this turn */
-    struct list batches;               /* queries on their way */
-    struct list rechecks;              /* is an account still a member? */
-    struct list pulls;                 /* PullByActiveConnection under way */
+    struct list batch_all, batch_at; /* attaches that wait for a query of this turn */
+    struct list batches;             /* queries on their way */
+    struct list rechecks;            /* is an account still a member? */
+    struct list pulls;               /* PullByActiveConnection under way */
     struct map reads;
     struct list reads_waiting, reads_sent;
     struct piece pieces[PIECES];
@@ -416,7 +429,11 @@ struct proxy {
     void (*drained)(void *arg);
     void *drained_arg;
     struct proxy_counters count;
-    struct { char instance[27]; uint32_t seen, promised; uint32_t at; } promised[64];
+    struct {
+        char instance[27];
+        uint32_t seen, promised;
+        uint32_t at;
+    } promised[64];
     struct buf scratch;
 };
 

@@ -64,7 +64,8 @@ static struct bytes *line_entries(const struct chunk *chunk)
     return bytes;
 }
 
-static struct bytes *sse_entries(const struct chunk *chunk, enum encoding encoding, struct str room_id, uint64_t complete_ms)
+static struct bytes *sse_entries(
+    const struct chunk *chunk, enum encoding encoding, struct str room_id, uint64_t complete_ms)
 {
     struct buf text = {0};
     struct bytes *bytes;
@@ -153,7 +154,8 @@ void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_
     char text[CURSOR_TEXT_MAX];
 
     cursor_write(text, head);
-    buf_printf(out, "\"room_id\":\"%.*s\",\"head\":\"%s\",\"durable_seq\":%" PRIu64, STR_ARG(room_id), text, durable_seq);
+    buf_printf(
+        out, "\"room_id\":\"%.*s\",\"head\":\"%s\",\"durable_seq\":%" PRIu64, STR_ARG(room_id), text, durable_seq);
 }
 
 void event_error(struct buf *out, enum err err, const char *message, struct str req_id)

@@ -1,9 +1,10 @@
 /*
  * PullByActiveConnection: where an account opens its stream, and the ticket for it.
  *
- * One room: its owner, whose news need not travel, unless the owner carries more than 1.25 times the mean; then the less loaded of two others picked by
- * the room's hash, so that all who come for this room meet again. Several rooms: the least loaded, preferring the one that owns most of them. What was
- * promised counts at once: a thousand who ask between two beats must not all be sent to the same place.
+ * One room: its owner, whose news need not travel, unless the owner carries more than 1.25 times the mean; then the
+ * less loaded of two others picked by the room's hash, so that all who come for this room meet again. Several rooms:
+ * the least loaded, preferring the one that owns most of them. What was promised counts at once: a thousand who ask
+ * between two beats must not all be sent to the same place.
  */
 #include "core.h"
 
@@ -45,21 +46,23 @@ static size_t promised_slot(struct proxy *proxy, const struct cluster_instance *
     return free_slot;
 }
 
-static uint32_t owned_of(struct proxy *proxy, const struct cluster_instance *instance, const struct str *rooms, size_t count)
+static uint32_t owned_of(
+    struct proxy *proxy, const struct cluster_instance *instance, const struct str *rooms, size_t count)
 {
     uint32_t owns = 0;
 
     for (size_t i = 0; i < count; i++) {
         struct str shard;
-        const struct cluster_shard *found = room_id_read(rooms[i], &shard) ? cluster_find_shard(proxy->cluster, shard) : NULL;
+        const struct cluster_shard *found =
+            room_id_read(rooms[i], &shard) ? cluster_find_shard(proxy->cluster, shard) : NULL;
 
         owns += found && strcmp(found->owner, instance->id) == 0;
     }
     return owns;
 }
 
-static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms, size_t room_count,
-    bool others)
+static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms,
+    size_t room_count, bool others)
 {
     const struct cluster_instance *instances;
     size_t count = cluster_instances(proxy->cluster, &instances), n = 0;
@@ -72,7 +75,8 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
         if (!instance->alive || instance->draining || !url[0] || (instance->self && (others || proxy->draining)))
             continue;
         *candidate = (struct candidate){.instance = instance, .url = url, .promised = promised_slot(proxy, instance)};
-        candidate->load = (instance->self ? proxy->stream_count : instance->streams) + (uint64_t)proxy->promised[candidate->promised].promised;
+        candidate->load = (instance->self ? proxy->stream_count : instance->streams) +
+                          (uint64_t)proxy->promised[candidate->promised].promised;
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
         n++;
     }
@@ -161,7 +165,8 @@ size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *r
     return written;
 }
 
-bool ticket_for_stream(struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len)
+bool ticket_for_stream(
+    struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len)
 {
     struct roomd_ticket *ticket = xcalloc(1, sizeof *ticket);
     uint64_t now = proxy_unix_ms(proxy);
@@ -191,7 +196,7 @@ struct pull {
     char *body;
     struct buf scratch;
     struct str account, platform;
-    struct str *room_ids;      /* asked for; for `all` the account's, at most 500 */
+    struct str *room_ids; /* asked for; for `all` the account's, at most 500 */
     struct pull_room *rooms;
     size_t room_count, pending;
     struct pg_query query;
@@ -224,7 +229,8 @@ void proxy_pull_by_active_connection(struct proxy *proxy, struct http_request *r
     pull->proxy = proxy;
     pull->reply = reply;
     list_push_back(&proxy->pulls, &pull->link);
-    pull->body = xstrndup(request->body.n ? request->body.p : "", request->body.n); /* the request's is gone when we return */
+    pull->body =
+        xstrndup(request->body.n ? request->body.p : "", request->body.n); /* the request's is gone when we return */
     why = pull_read(pull, (struct str){pull->body, request->body.n}, &field, &err);
     if (why) {
         http_reply_error(reply, err, field, "%s", why);
@@ -264,7 +270,8 @@ static bool text_take(struct pull *pull, struct json value, struct str *out)
     return value.type == JSON_STRING && json_string(value, &pull->scratch, out);
 }
 
-static const char *room_take(struct pull *pull, struct json item, struct pull_room *room, const char **field, enum err *err)
+static const char *room_take(
+    struct pull *pull, struct json item, struct pull_room *room, const char **field, enum err *err)
 {
     struct json id = item.type == JSON_OBJECT ? json_get(item, "room_id") : (struct json){.type = JSON_NONE}, after;
     struct str shard, text = {NULL, 0};
@@ -323,7 +330,8 @@ static const char *rooms_take(struct pull *pull, struct json rooms, const char *
 static const char *options_take(struct pull *pull, struct json body, const char **field)
 {
     static const char *const words[] = {"early", "durable", "signal"};
-    struct json deliver = json_get(body, "deliver"), platform = json_get(body, "platform"), ttl = json_get(body, "ttl_ms");
+    struct json deliver = json_get(body, "deliver"), platform = json_get(body, "platform"),
+                ttl = json_get(body, "ttl_ms");
     struct str word;
 
     *field = "deliver";
@@ -342,7 +350,8 @@ static const char *options_take(struct pull *pull, struct json body, const char 
         return "platform is a text of 1 to 64 bytes";
     *field = "ttl_ms";
     pull->ttl_ms = pull->proxy->config->ticket_ttl_ms;
-    if (ttl.type != JSON_NONE && (!json_integer(ttl, &pull->ttl_ms) || pull->ttl_ms < 1000 || pull->ttl_ms > pull->proxy->config->ticket_ttl_ms))
+    if (ttl.type != JSON_NONE &&
+        (!json_integer(ttl, &pull->ttl_ms) || pull->ttl_ms < 1000 || pull->ttl_ms > pull->proxy->config->ticket_ttl_ms))
         return "ttl_ms is from 1000 to the setting ticket_ttl_ms";
     return NULL;
 }
@@ -373,7 +382,8 @@ static const char *pull_read(struct pull *pull, struct str text, const char **fi
 static const struct pg_statement newest_rooms = {
     .name = "proxy_newest_rooms",
     .sql = "SELECT r.room_id, h.last_epoch, h.last_seq FROM room_member m JOIN room r ON r.room_no = m.room_no "
-           "JOIN room_head h ON h.room_no = m.room_no WHERE m.account = $1 AND NOT r.removed ORDER BY h.last_at DESC, r.room_no DESC LIMIT 500",
+           "JOIN room_head h ON h.room_no = m.room_no WHERE m.account = $1 AND NOT r.removed ORDER BY h.last_at DESC, "
+           "r.room_no DESC LIMIT 500",
     .params = 1,
 };
 
@@ -420,7 +430,8 @@ static void pull_checked(struct history_access *access, enum err err)
     pull->room_ids = xcalloc(pull->room_count, sizeof *pull->room_ids);
     for (size_t i = 0; i < pull->room_count; i++) {
         if (pull->rooms[i].err) {
-            http_reply_error(pull->reply, pull->rooms[i].err, "rooms", "%.*s: %s", STR_ARG(pull->rooms[i].room_id), err_sentence(pull->rooms[i].err));
+            http_reply_error(pull->reply, pull->rooms[i].err, "rooms", "%.*s: %s", STR_ARG(pull->rooms[i].room_id),
+                err_sentence(pull->rooms[i].err));
             buf_clear(&json);
             pull_free(pull);
             return;
@@ -447,7 +458,8 @@ static void pull_listed(struct pg_query *query, enum err err, const PGresult *re
     pull->room_ids = xcalloc(rooms + 1, sizeof *pull->room_ids);
     for (size_t i = 0; i < rooms; i++) {
         pull->room_ids[i] = pg_get_str(result, (int)i, 0);
-        room_json(&json, pull->room_ids[i], (struct cursor){(uint64_t)pg_get_i64(result, (int)i, 1), (uint64_t)pg_get_i64(result, (int)i, 2)});
+        room_json(&json, pull->room_ids[i],
+            (struct cursor){(uint64_t)pg_get_i64(result, (int)i, 1), (uint64_t)pg_get_i64(result, (int)i, 2)});
     }
     pull->room_count = rooms; /* endpoints look at these; the ticket at `rooms`, which keeps its own number */
     pull->pending = named;
@@ -458,7 +470,7 @@ static void pull_listed(struct pg_query *query, enum err err, const PGresult *re
 static bool write_ticket(struct pull *pull, struct buf *out, uint64_t *expires_ms)
 {
     struct roomd_ticket *ticket = xcalloc(1, sizeof *ticket);
-    char (*positions)[ROOM_ID_MAX_BYTES + 1 + CURSOR_TEXT_MAX] = NULL;
+    char(*positions)[ROOM_ID_MAX_BYTES + 1 + CURSOR_TEXT_MAX] = NULL;
     char *text = xmalloc(ROOMD_TICKET_MAX_BYTES + 1);
     uint64_t now = proxy_unix_ms(pull->proxy);
     size_t named = pull->all ? pull->pending : pull->room_count, len = 0;
@@ -502,16 +514,20 @@ static void pull_answer(struct pull *pull, struct str rooms_json)
     if (endpoints_write(proxy, &json, pull->room_ids, pull->room_count, false) == 0) {
         http_reply_error(pull->reply, ERR_UNAVAILABLE, NULL, "no instance takes streams now; try again in a moment");
     } else {
-        buf_text(&json, ",\"paths\":{\"websocket\":\"/v1/stream/ws\",\"sse\":\"/v1/stream/sse\",\"ndjson\":\"/v1/stream/ndjson\",\"poll\":\"/v1/stream/poll\"},"
+        buf_text(&json, ",\"paths\":{\"websocket\":\"/v1/stream/ws\",\"sse\":\"/v1/stream/sse\",\"ndjson\":\"/v1/"
+                        "stream/ndjson\",\"poll\":\"/v1/stream/poll\"},"
                         "\"ticket\":\"");
         if (write_ticket(pull, &json, &expires_ms)) {
-            buf_printf(&json, "\",\"expires_at\":%" PRIu64 ",\"heartbeat_ms\":%" PRId64 ",\"backoff\":{\"base_ms\":500,\"factor\":2,\"max_ms\":20000},\"rooms\":[",
+            buf_printf(&json,
+                "\",\"expires_at\":%" PRIu64 ",\"heartbeat_ms\":%" PRId64
+                ",\"backoff\":{\"base_ms\":500,\"factor\":2,\"max_ms\":20000},\"rooms\":[",
                 expires_ms, proxy->config->heartbeat_ms);
             buf_add_str(&json, rooms_json);
             buf_text(&json, "]}");
             http_reply_json(pull->reply, 200, buf_str(&json));
         } else {
-            http_reply_error(pull->reply, ERR_BAD_REQUEST, "rooms", "%s", roomd_ticket_sentence(ROOMD_TICKET_TOO_LARGE));
+            http_reply_error(
+                pull->reply, ERR_BAD_REQUEST, "rooms", "%s", roomd_ticket_sentence(ROOMD_TICKET_TOO_LARGE));
         }
     }
     buf_clear(&json);

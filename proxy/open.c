@@ -1,6 +1,7 @@
 /*
- * Opening a stream: what the request asks for, whether its ticket allows that, and the answer that turns the connection into a stream.
- * SSE, NDJSON and poll are refused by HTTP status; WebSocket by 101, one `error` event and a close code, because a browser cannot read a refused upgrade.
+ * Opening a stream: what the request asks for, whether its ticket allows that, and the answer that turns the connection
+ * into a stream. SSE, NDJSON and poll are refused by HTTP status; WebSocket by 101, one `error` event and a close code,
+ * because a browser cannot read a refused upgrade.
  */
 #include "core.h"
 
@@ -21,12 +22,12 @@ struct asked {
     char accept_key[29];
     bool subprotocol;
     struct str ticket_text;
-    struct buf scratch;   /* the ticket, when it came %-encoded */
+    struct buf scratch; /* the ticket, when it came %-encoded */
     struct roomd_ticket ticket;
     struct position {
         struct str room_id;
         struct cursor cursor;
-    } *positions;
+    } * positions;
     size_t position_count;
     struct buf position_text; /* what the positions point into */
     uint64_t resume_ms;
@@ -52,7 +53,8 @@ void open_serve(struct proxy *proxy, struct http_request *request, struct http_r
     if (handshake_read(asked)) {
         ticket_find(asked);
         if (!asked->ticket_text.n)
-            refuse(asked, ERR_UNAUTHENTICATED, "send a ticket as Authorization: Bearer, as WebSocket subprotocol ticket.<ticket>, or as ?ticket=");
+            refuse(asked, ERR_UNAUTHENTICATED,
+                "send a ticket as Authorization: Bearer, as WebSocket subprotocol ticket.<ticket>, or as ?ticket=");
         else if ((err = ticket_check(proxy, &asked->ticket, asked->ticket_text, &why)))
             refuse(asked, err, why);
         else if ((why = positions_read(asked)))
@@ -60,7 +62,8 @@ void open_serve(struct proxy *proxy, struct http_request *request, struct http_r
         else if (proxy->draining)
             refuse(asked, ERR_UNAVAILABLE, "this instance is about to stop; open at another one");
         else if (proxy->stream_count >= (uint32_t)proxy->config->streams_max)
-            refuse(asked, ERR_UNAVAILABLE, "this instance carries all the streams it may; try another one, or again in a moment");
+            refuse(asked, ERR_UNAVAILABLE,
+                "this instance carries all the streams it may; try another one, or again in a moment");
         else
             stream_open(asked);
     }
@@ -115,13 +118,15 @@ static bool websocket_handshake(struct asked *asked)
     struct str protocols = http_header(request, "sec-websocket-protocol");
 
     if (!word_in(http_header(request, "upgrade"), "websocket") || request->version < 11) {
-        http_reply_error(asked->reply, ERR_BAD_REQUEST, "upgrade", "this path speaks WebSocket; send Upgrade: websocket");
+        http_reply_error(
+            asked->reply, ERR_BAD_REQUEST, "upgrade", "this path speaks WebSocket; send Upgrade: websocket");
         return false;
     }
     if (!str_is(http_header(request, "sec-websocket-version"), "13")) {
         http_reply_header(asked->reply, "sec-websocket-version", "13");
         http_reply_json(asked->reply, 426,
-            STR("{\"error\":{\"code\":\"bad_request\",\"message\":\"only version 13 of WebSocket is spoken here\",\"field\":\"sec-websocket-version\"}}"));
+            STR("{\"error\":{\"code\":\"bad_request\",\"message\":\"only version 13 of WebSocket is spoken "
+                "here\",\"field\":\"sec-websocket-version\"}}"));
         return false;
     }
     if (!ws_accept_key(http_header(request, "sec-websocket-key"), asked->accept_key)) {
@@ -130,7 +135,8 @@ static bool websocket_handshake(struct asked *asked)
     }
     asked->subprotocol = list_has(protocols, STR(SUBPROTOCOL));
     if (protocols.n && !asked->subprotocol) {
-        http_reply_error(asked->reply, ERR_BAD_REQUEST, "sec-websocket-protocol", "offer " SUBPROTOCOL " when offering any");
+        http_reply_error(
+            asked->reply, ERR_BAD_REQUEST, "sec-websocket-protocol", "offer " SUBPROTOCOL " when offering any");
         return false;
     }
     return true;
@@ -147,7 +153,8 @@ static bool handshake_read(struct asked *asked)
         return false;
     }
     if (!origin_allowed(asked)) {
-        http_reply_error(asked->reply, ERR_FORBIDDEN, "origin", "pages of this origin may not open streams here; see allowed_origins");
+        http_reply_error(asked->reply, ERR_FORBIDDEN, "origin",
+            "pages of this origin may not open streams here; see allowed_origins");
         return false;
     }
     return !ws || websocket_handshake(asked);
@@ -184,8 +191,8 @@ static void ticket_find(struct asked *asked)
 
 enum err ticket_check(struct proxy *proxy, struct roomd_ticket *ticket, struct str text, const char **why)
 {
-    enum roomd_ticket_result result = roomd_ticket_verify(ticket, text.p, text.n, &proxy->keys, proxy_unix_ms(proxy),
-        (uint64_t)proxy->config->ticket_ttl_ms);
+    enum roomd_ticket_result result = roomd_ticket_verify(
+        ticket, text.p, text.n, &proxy->keys, proxy_unix_ms(proxy), (uint64_t)proxy->config->ticket_ttl_ms);
 
     *why = roomd_ticket_sentence(result);
     if (result == ROOMD_TICKET_EXPIRED)
@@ -213,7 +220,8 @@ static bool time_read(struct str text, uint64_t *ms)
     size_t mark = text.n > 1 && text.p[1] == '@' ? 2 : 1;
     struct cursor bare;
 
-    if (text.n <= mark || memchr(text.p, ':', text.n) || !cursor_read(&bare, (struct str){text.p + mark, text.n - mark}))
+    if (text.n <= mark || memchr(text.p, ':', text.n) ||
+        !cursor_read(&bare, (struct str){text.p + mark, text.n - mark}))
         return false;
     *ms = bare.seq;
     return true;
@@ -282,7 +290,8 @@ static const char *body_positions(struct asked *asked)
     return why;
 }
 
-/* Later ones win: the ticket's, then ?after= or the body, then Last-Event-ID, which is what a reconnecting EventSource really saw. */
+/* Later ones win: the ticket's, then ?after= or the body, then Last-Event-ID, which is what a reconnecting EventSource
+ * really saw. */
 static const char *positions_read(struct asked *asked)
 {
     struct str last = http_header(asked->request, "last-event-id"), value;
@@ -331,16 +340,19 @@ static uint16_t close_code_for(enum err err)
     }
 }
 
-static void ws_take_over(struct stream *stream, struct http_reply *reply, const char *accept_key, bool subprotocol, struct str head)
+static void ws_take_over(
+    struct stream *stream, struct http_reply *reply, const char *accept_key, bool subprotocol, struct str head)
 {
-    const char *headers[] = {"upgrade", "websocket", "sec-websocket-accept", accept_key, "sec-websocket-protocol", SUBPROTOCOL, NULL};
+    const char *headers[] = {
+        "upgrade", "websocket", "sec-websocket-accept", accept_key, "sec-websocket-protocol", SUBPROTOCOL, NULL};
 
     if (!subprotocol)
         headers[4] = NULL;
     http_reply_take_over(reply, 101, headers, head, &ws_wire_events, stream, stream_taken);
 }
 
-static void ws_refuse(struct stream *stream, struct http_reply *reply, const char *accept_key, bool subprotocol, enum err err, const char *message)
+static void ws_refuse(struct stream *stream, struct http_reply *reply, const char *accept_key, bool subprotocol,
+    enum err err, const char *message)
 {
     /* After 101 the error and the close frame go out with the stream's first write. */
     stream_end(stream, close_code_for(err), err, message);
@@ -372,7 +384,8 @@ static void refuse(struct asked *asked, enum err err, const char *message)
 {
     asked->proxy->count.refused++;
     if (asked->transport == TRANSPORT_WS)
-        ws_refuse(stream_new(asked->proxy, TRANSPORT_WS, STR("")), asked->reply, asked->accept_key, asked->subprotocol, err, message);
+        ws_refuse(stream_new(asked->proxy, TRANSPORT_WS, STR("")), asked->reply, asked->accept_key, asked->subprotocol,
+            err, message);
     else
         http_refuse(asked->reply, err, message);
 }
@@ -416,7 +429,8 @@ void named_set(struct stream *stream, const struct roomd_ticket *ticket)
 
     free(stream->named);
     for (size_t i = 0; i < ticket->room_count; i++)
-        if (position_or_room_read((struct str){ticket->rooms[i].p, ticket->rooms[i].n}, &room_id, &cursor, &has_cursor)) {
+        if (position_or_room_read(
+                (struct str){ticket->rooms[i].p, ticket->rooms[i].n}, &room_id, &cursor, &has_cursor)) {
             buf_add_str(&names, room_id);
             buf_char(&names, '\0');
         }
@@ -432,7 +446,8 @@ static bool ticket_rooms(struct attach *attach, const struct roomd_ticket *ticke
     bool has_cursor;
 
     for (size_t i = 0; i < ticket->room_count; i++) {
-        if (!position_or_room_read((struct str){ticket->rooms[i].p, ticket->rooms[i].n}, &room_id, &cursor, &has_cursor))
+        if (!position_or_room_read(
+                (struct str){ticket->rooms[i].p, ticket->rooms[i].n}, &room_id, &cursor, &has_cursor))
             return false;
         attach_add(attach, room_id, has_cursor ? &cursor : NULL);
     }
@@ -453,7 +468,8 @@ static bool asked_rooms(struct attach *attach, const struct asked *asked)
 static void stream_open(struct asked *asked)
 {
     const struct roomd_ticket *ticket = &asked->ticket;
-    struct stream *stream = stream_new(asked->proxy, asked->transport, (struct str){ticket->account.p, ticket->account.n});
+    struct stream *stream =
+        stream_new(asked->proxy, asked->transport, (struct str){ticket->account.p, ticket->account.n});
     struct attach *attach = attach_new(stream, ATTACH_OPEN);
 
     stream->deliver = (uint8_t)ticket->deliver;
@@ -483,10 +499,10 @@ static void stream_open(struct asked *asked)
 
 void open_take_over(struct attach *attach, struct str hello, struct str hello_id)
 {
-    static const char *const sse[] = {"content-type", "text/event-stream", "cache-control", "no-store", "x-accel-buffering", "no",
-        "x-content-type-options", "nosniff", NULL};
-    static const char *const ndjson[] = {"content-type", "application/x-ndjson", "cache-control", "no-store", "x-accel-buffering", "no",
-        "x-content-type-options", "nosniff", NULL};
+    static const char *const sse[] = {"content-type", "text/event-stream", "cache-control", "no-store",
+        "x-accel-buffering", "no", "x-content-type-options", "nosniff", NULL};
+    static const char *const ndjson[] = {"content-type", "application/x-ndjson", "cache-control", "no-store",
+        "x-accel-buffering", "no", "x-content-type-options", "nosniff", NULL};
     struct stream *stream = attach->stream;
     struct http_reply *reply = attach->reply;
     enum encoding encoding = stream->transport == TRANSPORT_SSE ? ENC_SSE_PLAIN : stream_encoding(stream);
@@ -496,7 +512,8 @@ void open_take_over(struct attach *attach, struct str hello, struct str hello_id
     if (stream->transport == TRANSPORT_WS)
         ws_take_over(stream, reply, attach->accept_key, attach->subprotocol, bytes_str(first));
     else
-        http_reply_take_over(reply, 200, stream->transport == TRANSPORT_SSE ? sse : ndjson, bytes_str(first), &stream_wire_events, stream, stream_taken);
+        http_reply_take_over(reply, 200, stream->transport == TRANSPORT_SSE ? sse : ndjson, bytes_str(first),
+            &stream_wire_events, stream, stream_taken);
     bytes_drop(first);
 }
 

@@ -1,5 +1,6 @@
 /*
- * Long poll: attach, collect, answer, detach. The stream lives as long as the request; what it knows goes back to the client as positions.
+ * Long poll: attach, collect, answer, detach. The stream lives as long as the request; what it knows goes back to the
+ * client as positions.
  */
 #include "core.h"
 
@@ -21,8 +22,8 @@ void poll_begin(struct attach *attach)
     poll->began_ms = proxy_unix_ms(stream->proxy);
     poll->resume_ms = attach->resume_ms;
     list_push_back(&stream->proxy->holding, &poll->hold_link);
-    /* Where a room without a position began must be told, or the next poll would begin somewhere else. The time serves rooms that
-     * the account enters between two polls, and those beyond what can be listed. */
+    /* Where a room without a position began must be told, or the next poll would begin somewhere else. The time serves
+     * rooms that the account enters between two polls, and those beyond what can be listed. */
     poll->tell_time = stream->all;
     for (size_t i = 0; i < attach->room_count; i++) {
         const struct attach_room *room = attach->rooms[i];
@@ -85,7 +86,8 @@ static void write_after(const struct stream *stream, struct buf *out)
         /* As long as some room is behind, the time from which it resumed stays the promise. */
         bool complete = stream_complete_ms(stream) != 0 || !poll->resume_ms;
 
-        buf_printf(out, "%s\"~@%" PRIu64 "\"", poll->moved_count ? "," : "", complete ? poll->began_ms : poll->resume_ms);
+        buf_printf(
+            out, "%s\"~@%" PRIu64 "\"", poll->moved_count ? "," : "", complete ? poll->began_ms : poll->resume_ms);
     }
 }
 

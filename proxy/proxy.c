@@ -1,5 +1,6 @@
 /*
- * The proxy: start and stop, news from history, and the end of a loop turn, at which everything that gathered during the turn leaves. See proxy.h, core.h.
+ * The proxy: start and stop, news from history, and the end of a loop turn, at which everything that gathered during
+ * the turn leaves. See proxy.h, core.h.
  */
 #include "core.h"
 
@@ -19,9 +20,10 @@ static void proxy_free_when_empty(struct proxy *proxy);
 
 static void lists_init(struct proxy *proxy)
 {
-    struct list *const lists[] = {&proxy->streams, &proxy->closing, &proxy->partial, &proxy->holding, &proxy->dirty_views, &proxy->dirty_streams,
-        &proxy->marks, &proxy->suspects, &proxy->unproven, &proxy->retry, &proxy->batch_all, &proxy->batch_at, &proxy->batches, &proxy->rechecks,
-        &proxy->pulls, &proxy->reads_waiting, &proxy->reads_sent};
+    struct list *const lists[] = {&proxy->streams, &proxy->closing, &proxy->partial, &proxy->holding,
+        &proxy->dirty_views, &proxy->dirty_streams, &proxy->marks, &proxy->suspects, &proxy->unproven, &proxy->retry,
+        &proxy->batch_all, &proxy->batch_at, &proxy->batches, &proxy->rechecks, &proxy->pulls, &proxy->reads_waiting,
+        &proxy->reads_sent};
 
     for (size_t i = 0; i < countof(lists); i++)
         list_init(lists[i]);
@@ -37,17 +39,19 @@ static void handles_open(struct proxy *proxy)
     uv_timer_init(proxy->loop, &proxy->wheel);
     uv_timer_init(proxy->loop, &proxy->mark_timer);
     uv_timer_init(proxy->loop, &proxy->drain_timer);
-    proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data = proxy;
+    proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data =
+        proxy;
     proxy->handles_open = 5;
-    /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the loop sleeps. */
+    /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the
+     * loop sleeps. */
     uv_prepare_start(&proxy->prepare, on_prepare);
     uv_check_start(&proxy->check, on_check);
     uv_unref((uv_handle_t *)&proxy->prepare);
     uv_unref((uv_handle_t *)&proxy->check);
 }
 
-enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config, const char *advertise_url, struct history *history,
-    struct cluster *cluster, struct pg *pg, const struct proxy_client_calls *calls)
+enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config, const char *advertise_url,
+    struct history *history, struct cluster *cluster, struct pg *pg, const struct proxy_client_calls *calls)
 {
     struct proxy *proxy = xcalloc(1, sizeof *proxy);
     const char *why;
@@ -80,13 +84,13 @@ void proxy_set_advertise_url(struct proxy *proxy, const char *url)
 /* Says good-bye to everything at once. The memory goes when the last wire has reported its end. */
 void proxy_stop(struct proxy *proxy)
 {
-    uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check, (uv_handle_t *)&proxy->wheel,
-        (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer};
+    uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check,
+        (uv_handle_t *)&proxy->wheel, (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer};
     struct stream *stream;
 
     proxy->stopping = proxy->draining = true;
     pulls_free(proxy);
-    list_for_each(stream, &proxy->streams, all_link) {
+    list_for_each (stream, &proxy->streams, all_link) {
         struct http_reply *reply = stream->poll ? stream->poll->reply : NULL;
         bool opening = stream->state == STREAM_OPENING;
 
@@ -98,7 +102,7 @@ void proxy_stop(struct proxy *proxy)
         if (reply)
             http_reply_error(reply, ERR_UNAVAILABLE, NULL, NULL);
     }
-    list_for_each(stream, &proxy->closing, all_link)
+    list_for_each (stream, &proxy->closing, all_link)
         stream_cut(stream);
     attach_batches_free(proxy);
     rechecks_free(proxy);
@@ -205,7 +209,7 @@ void account_left(struct proxy *proxy, struct str account, struct view *view, co
         return;
     /* A stream that loses its last room may free the audience: collect first. */
     list_init(&leaving);
-    list_for_each(stream, &audience->streams, audience_link)
+    list_for_each (stream, &audience->streams, audience_link)
         if ((sub = sub_find(stream, view))) {
             list_remove(&sub->view_link);
             list_push_back(&leaving, &sub->view_link);
@@ -247,10 +251,11 @@ static void enter_room(struct proxy *proxy, struct str account, struct str room_
 
     if (!audience)
         return;
-    list_for_each(stream, &audience->streams, audience_link) {
+    list_for_each (stream, &audience->streams, audience_link) {
         struct attach *attach;
 
-        if (!stream->all || stream->deferred || stream->state == STREAM_CLOSING || stream->poll || (view && sub_find(stream, view)))
+        if (!stream->all || stream->deferred || stream->state == STREAM_CLOSING || stream->poll ||
+            (view && sub_find(stream, view)))
             continue;
         attach = attach_new(stream, ATTACH_ENTER);
         attach_add(attach, room_id, &after);
@@ -315,7 +320,7 @@ void proxy_rejected(void *arg, struct str account, struct str json)
 
     if (!audience)
         return;
-    list_for_each(stream, &audience->streams, audience_link)
+    list_for_each (stream, &audience->streams, audience_link)
         if (stream->state == STREAM_LIVE)
             stream_say_droppable(stream, json);
 }
@@ -327,7 +332,8 @@ void proxy_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
     for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
         struct view *view = container_of(link, struct view, link);
 
-        if (view->room_id_n <= shard.n || memcmp(view->room_id_text, shard.p, shard.n) != 0 || view->room_id_text[shard.n] != '.')
+        if (view->room_id_n <= shard.n || memcmp(view->room_id_text, shard.p, shard.n) != 0 ||
+            view->room_id_text[shard.n] != '.')
             continue;
         if (ours)
             view_new_epoch(view, epoch);
@@ -349,8 +355,8 @@ bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_
     static const struct {
         const char *path;
         enum transport transport;
-    } paths[] = {{"/v1/stream/ws", TRANSPORT_WS}, {"/v1/stream/sse", TRANSPORT_SSE}, {"/v1/stream/ndjson", TRANSPORT_NDJSON},
-        {"/v1/stream/poll", TRANSPORT_POLL}};
+    } paths[] = {{"/v1/stream/ws", TRANSPORT_WS}, {"/v1/stream/sse", TRANSPORT_SSE},
+        {"/v1/stream/ndjson", TRANSPORT_NDJSON}, {"/v1/stream/poll", TRANSPORT_POLL}};
 
     for (size_t i = 0; i < countof(paths); i++)
         if (str_is(request->path, paths[i].path)) {
@@ -372,7 +378,7 @@ static void send_away(struct stream *stream, int64_t within_ms)
     size_t count = 0;
     struct sub *sub;
 
-    list_for_each(sub, &stream->subs, stream_link)
+    list_for_each (sub, &stream->subs, stream_link)
         rooms[count++] = view_room_id(sub->view);
     buf_text(&json, "{\"type\":\"migrate\",\"endpoints\":");
     if (endpoints_write(proxy, &json, rooms, count, true) == 0 || !ticket_for_stream(proxy, stream, ticket, &len)) {
@@ -406,7 +412,7 @@ static void on_drain_late(uv_timer_t *timer)
     struct proxy *proxy = timer->data;
     struct stream *stream;
 
-    list_for_each(stream, &proxy->streams, all_link)
+    list_for_each (stream, &proxy->streams, all_link)
         if (stream->state == STREAM_LIVE)
             stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
     uv_timer_start(timer, on_drain_over, 500, 0); /* for the close frames to leave */
@@ -419,7 +425,7 @@ void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg)
     proxy->draining = true;
     proxy->drained = done;
     proxy->drained_arg = arg;
-    list_for_each(stream, &proxy->streams, all_link) {
+    list_for_each (stream, &proxy->streams, all_link) {
         if (stream->poll)
             poll_end(stream, ERR_OK);
         else if (stream->state == STREAM_LIVE)
@@ -459,7 +465,8 @@ uint32_t proxy_streams(const struct proxy *proxy)
 
 static void metric(struct buf *out, const char *name, const char *type, const char *help, uint64_t value)
 {
-    buf_printf(out, "# HELP roomd_%s %s\n# TYPE roomd_%s %s\nroomd_%s %" PRIu64 "\n", name, help, name, type, name, value);
+    buf_printf(
+        out, "# HELP roomd_%s %s\n# TYPE roomd_%s %s\nroomd_%s %" PRIu64 "\n", name, help, name, type, name, value);
 }
 
 void proxy_metrics(const struct proxy *proxy, struct buf *out)
@@ -470,7 +477,8 @@ void proxy_metrics(const struct proxy *proxy, struct buf *out)
     buf_text(out, "# HELP roomd_streams Open streams.\n# TYPE roomd_streams gauge\n");
     for (int i = 0; i < TRANSPORTS; i++)
         buf_printf(out, "roomd_streams{transport=\"%s\"} %u\n", names[i], proxy->by_transport[i]);
-    buf_text(out, "# HELP roomd_streams_opened_total Streams that were opened.\n# TYPE roomd_streams_opened_total counter\n");
+    buf_text(out,
+        "# HELP roomd_streams_opened_total Streams that were opened.\n# TYPE roomd_streams_opened_total counter\n");
     for (int i = 0; i < TRANSPORTS; i++)
         buf_printf(out, "roomd_streams_opened_total{transport=\"%s\"} %" PRIu64 "\n", names[i], count->opened[i]);
     metric(out, "room_views", "gauge", "Rooms that streams here listen to.", proxy->views.count);
@@ -481,8 +489,10 @@ void proxy_metrics(const struct proxy *proxy, struct buf *out)
     metric(out, "stream_marks_total", "counter", "Durable marks sent, one per room.", count->marks);
     metric(out, "stream_signals_total", "counter", "Signals sent, one per room.", count->signals);
     metric(out, "stream_resets_total", "counter", "Rooms whose streams were told to go back.", count->resets);
-    metric(out, "stream_overflows_total", "counter", "Times a stream's queue was full and it went on from tail or store.", count->overflows);
+    metric(out, "stream_overflows_total", "counter",
+        "Times a stream's queue was full and it went on from tail or store.", count->overflows);
     metric(out, "stream_reads_total", "counter", "Reads of the store for streams that catch up.", count->reads);
     metric(out, "streams_closed_slow_total", "counter", "Streams cut because they took nothing.", count->closed_slow);
-    metric(out, "streams_closed_silent_total", "counter", "WebSockets closed because nothing was heard.", count->closed_silent);
+    metric(out, "streams_closed_silent_total", "counter", "WebSockets closed because nothing was heard.",
+        count->closed_silent);
 }

@@ -1,10 +1,12 @@
 /*
  * Who is listening: room views, streams over WebSocket, SSE, NDJSON and long poll, tickets, endpoint choice.
  *
- * A room view exists on an instance as long as a stream of the room does: head, durable mark, a bounded tail of encoded entries, the streams.
- * A stream is one open connection of one account with any number of rooms; a `sub` is one room on one stream.
+ * A room view exists on an instance as long as a stream of the room does: head, durable mark, a bounded tail of encoded
+ * entries, the streams. A stream is one open connection of one account with any number of rooms; a `sub` is one room on
+ * one stream.
  *
- *   stream:  OPENING -ticket ok, members checked-> LIVE (each sub: REPLAYING -caught up-> LIVE -queue full-> REPLAYING) -close-> CLOSED
+ *   stream:  OPENING -ticket ok, members checked-> LIVE (each sub: REPLAYING -caught up-> LIVE -queue full-> REPLAYING)
+ * -close-> CLOSED
  *
  * Thread: the loop's.
  */
@@ -20,16 +22,18 @@ struct proxy_reply; /* the right to answer one client frame; good when the strea
 
 struct proxy_client_calls {
     void *arg;
-    /* A frame of a WebSocket client other than subscribe, unsubscribe, ticket.refresh and ping: the server's routes answer it. `payload` is a checked object.
-     * Answer with proxy_answer, now or later, once; `req_id` (raw JSON, may be empty) must be copied. */
+    /* A frame of a WebSocket client other than subscribe, unsubscribe, ticket.refresh and ping: the server's routes
+     * answer it. `payload` is a checked object. Answer with proxy_answer, now or later, once; `req_id` (raw JSON, may
+     * be empty) must be copied. */
     bool (*frame)(void *arg, struct str account, struct str type, struct json payload, struct proxy_reply *reply);
 };
 /* ok: members without braces for the ack, e.g. "seq":5 */
 void proxy_reply_ack(struct proxy_reply *reply, struct str members);
 void proxy_reply_error(struct proxy_reply *reply, enum err err, const char *message);
 
-MUST_USE enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config, const char *advertise_url,
-    struct history *history, struct cluster *cluster, struct pg *pg, const struct proxy_client_calls *calls);
+MUST_USE enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config,
+    const char *advertise_url, struct history *history, struct cluster *cluster, struct pg *pg,
+    const struct proxy_client_calls *calls);
 void proxy_set_advertise_url(struct proxy *proxy, const char *url);
 
 /* News from history, connected by main: same meaning as struct history_events. */
@@ -48,7 +52,8 @@ bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_
 /* history/PullByActiveConnection: `request` is the checked body. Answers by itself. */
 void proxy_pull_by_active_connection(struct proxy *proxy, struct http_request *request, struct http_reply *reply);
 
-/* Drain: nothing new; streams get `migrate` when another instance lives, else are closed 4000; done when none is left or after within_ms. */
+/* Drain: nothing new; streams get `migrate` when another instance lives, else are closed 4000; done when none is left
+ * or after within_ms. */
 void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg), void *arg);
 void proxy_stop(struct proxy *proxy);
 

@@ -1,8 +1,10 @@
 /*
- * A stream: one open connection of one account. Its queue holds references to shared bytes; what gathers in a loop turn leaves in one write at
- * the end of it. The first `in_flight` items are with the kernel, the others may still be taken back.
+ * A stream: one open connection of one account. Its queue holds references to shared bytes; what gathers in a loop turn
+ * leaves in one write at the end of it. The first `in_flight` items are with the kernel, the others may still be taken
+ * back.
  *
- * A stream that takes less than its rooms produce is not dropped: what waits is let go, and its subs go on from tail or store at its own pace.
+ * A stream that takes less than its rooms produce is not dropped: what waits is let go, and its subs go on from tail or
+ * store at its own pace.
  */
 #include "core.h"
 #include "tcp_progress.h"
@@ -133,7 +135,7 @@ uint64_t stream_complete_ms(const struct stream *stream)
 {
     const struct sub *sub;
 
-    list_for_each(sub, &stream->subs, stream_link)
+    list_for_each (sub, &stream->subs, stream_link)
         if (sub->state != SUB_LIVE && sub->state != SUB_SIGNALLED)
             return 0;
     return proxy_unix_ms(stream->proxy);
@@ -149,7 +151,8 @@ static void dirty(struct stream *stream)
 
 bool stream_has_room(const struct stream *stream, size_t n)
 {
-    return stream->pending_bytes == 0 || stream->pending_bytes + n <= (size_t)stream->proxy->config->stream_pending_max_bytes;
+    return stream->pending_bytes == 0 ||
+           stream->pending_bytes + n <= (size_t)stream->proxy->config->stream_pending_max_bytes;
 }
 
 void stream_push(struct stream *stream, struct bytes *bytes, struct sub *sub, uint64_t before)
@@ -184,7 +187,8 @@ static void items_drop_front(struct stream *stream, uint32_t count)
 }
 
 /* Takes items out that are not on their way and `goes` says so about. */
-static void items_sift(struct stream *stream, bool (*goes)(struct item *item, const struct sub *sub), const struct sub *sub)
+static void items_sift(
+    struct stream *stream, bool (*goes)(struct item *item, const struct sub *sub), const struct sub *sub)
 {
     uint32_t kept = stream->in_flight;
 
@@ -263,7 +267,8 @@ static void say(struct stream *stream, struct str json, uint64_t before)
     stream_push(stream, bytes, NULL, before);
     bytes_drop(bytes);
     /* What must arrive cannot be let go; a peer that asks and does not read is cut. */
-    if (stream->pending_bytes > 2 * (size_t)stream->proxy->config->stream_pending_max_bytes + CHUNK_BYTES && stream->wire && !stream->poll) {
+    if (stream->pending_bytes > 2 * (size_t)stream->proxy->config->stream_pending_max_bytes + CHUNK_BYTES &&
+        stream->wire && !stream->poll) {
         stream->proxy->count.closed_slow++;
         stream->close_code = CLOSE_TOO_SLOW;
         stream_cut(stream);
@@ -424,7 +429,8 @@ static bool makes_progress(struct stream *stream)
         stream->write_at = proxy_now(stream->proxy);
         return true;
     }
-    return (int64_t)(uint32_t)(proxy_now(stream->proxy) - stream->write_at) < stream->proxy->config->stream_no_progress_ms;
+    return (int64_t)(uint32_t)(proxy_now(stream->proxy) - stream->write_at) <
+           stream->proxy->config->stream_no_progress_ms;
 }
 
 static void ping(struct stream *stream)
@@ -436,7 +442,7 @@ static void ping(struct stream *stream)
     bool first = true;
 
     buf_printf(&json, "{\"type\":\"ping\",\"at\":%" PRIu64 ",\"heads\":[", proxy_unix_ms(proxy));
-    list_for_each(sub, &stream->subs, stream_link) {
+    list_for_each (sub, &stream->subs, stream_link) {
         if (sub->state == SUB_OPENING || proxy_now(proxy) - sub->view->moved_at > since)
             continue;
         buf_text(&json, first ? "{" : ",{");
@@ -467,7 +473,8 @@ static void beat(struct stream *stream)
         stream_cut(stream);
         return;
     }
-    if (stream->transport == TRANSPORT_WS && (int64_t)(uint32_t)(proxy_now(proxy) - stream->heard_at) > 2 * proxy->config->heartbeat_ms) {
+    if (stream->transport == TRANSPORT_WS &&
+        (int64_t)(uint32_t)(proxy_now(proxy) - stream->heard_at) > 2 * proxy->config->heartbeat_ms) {
         proxy->count.closed_silent++;
         stream_end(stream, CLOSE_NO_PONG, ERR_OK, NULL);
         return;
@@ -481,10 +488,10 @@ static void housekeeping(struct proxy *proxy)
     uint32_t now = proxy_now(proxy);
     struct stream *stream;
 
-    list_for_each(stream, &proxy->closing, all_link)
+    list_for_each (stream, &proxy->closing, all_link)
         if (now - stream->closing_at > CLOSING_MS && stream->wire)
             stream_cut(stream);
-    list_for_each(stream, &proxy->partial, partial_link)
+    list_for_each (stream, &proxy->partial, partial_link)
         if (now - stream->partial_at > FRAME_MS)
             stream_end(stream, CLOSE_POLICY, ERR_OK, NULL);
     poll_due(proxy);
@@ -503,7 +510,7 @@ static void wheel_turns(uv_timer_t *timer)
     struct stream *stream;
 
     proxy->slot_at = (proxy->slot_at + 1) % proxy->slot_count;
-    list_for_each(stream, &proxy->slots[proxy->slot_at], wheel_link)
+    list_for_each (stream, &proxy->slots[proxy->slot_at], wheel_link)
         beat(stream);
     housekeeping(proxy);
 }

@@ -56,7 +56,7 @@ struct sub *sub_find(struct stream *stream, const struct view *view)
 {
     struct sub *sub;
 
-    list_for_each(sub, &stream->subs, stream_link)
+    list_for_each (sub, &stream->subs, stream_link)
         if (sub->view == view)
             return sub;
     return NULL;
@@ -109,9 +109,11 @@ void sub_pump(struct sub *sub)
         if (push_piece(sub, done))
             list_push_back(&sub->stream->behind, &sub->work_link);
     } else if (sub->seq < view->durable.seq)
-        catch_up_want(sub, view->run_base > sub->seq && view->run_base < view->durable.seq ? view->run_base : view->durable.seq);
+        catch_up_want(
+            sub, view->run_base > sub->seq && view->run_base < view->durable.seq ? view->run_base : view->durable.seq);
     else
-        enter_list(sub, VIEW_WAITING, SUB_WAITING); /* a hole above the durable head: nobody can fill it before the COMMIT */
+        enter_list(
+            sub, VIEW_WAITING, SUB_WAITING); /* a hole above the durable head: nobody can fill it before the COMMIT */
 }
 
 /* ----------------------------------------------------------------- pieces */
@@ -122,7 +124,8 @@ void pieces_clear(struct proxy *proxy)
         bytes_drop(proxy->pieces[--proxy->piece_count].bytes);
 }
 
-static const struct piece *piece_find(struct proxy *proxy, const struct view *view, uint64_t before, enum encoding encoding, uint64_t upto)
+static const struct piece *piece_find(
+    struct proxy *proxy, const struct view *view, uint64_t before, enum encoding encoding, uint64_t upto)
 {
     for (uint32_t i = 0; i < proxy->piece_count; i++) {
         const struct piece *piece = &proxy->pieces[i];
@@ -133,7 +136,8 @@ static const struct piece *piece_find(struct proxy *proxy, const struct view *vi
     return NULL;
 }
 
-static const struct piece *piece_make(struct view *view, uint64_t before, enum encoding encoding, uint64_t upto, uint64_t complete_ms)
+static const struct piece *piece_make(
+    struct view *view, uint64_t before, enum encoding encoding, uint64_t upto, uint64_t complete_ms)
 {
     struct proxy *proxy = view->proxy;
     struct entry *entries[CATCH_UP_ENTRIES];
@@ -147,7 +151,8 @@ static const struct piece *piece_make(struct view *view, uint64_t before, enum e
     if (proxy->piece_count == PIECES)
         pieces_clear(proxy);
     piece = &proxy->pieces[proxy->piece_count++];
-    *piece = (struct piece){.view = view, .before = before, .encoding = encoding, .upto = chunk.upto, .count = (uint32_t)chunk.count};
+    *piece = (struct piece){
+        .view = view, .before = before, .encoding = encoding, .upto = chunk.upto, .count = (uint32_t)chunk.count};
     piece->bytes = bytes_hold(chunk_encode(&chunk, encoding, view_room_id(view), complete_ms));
     chunk_clear(&chunk);
     return piece;
@@ -276,7 +281,7 @@ void unproven_check(struct proxy *proxy)
 {
     struct unproven *unproven;
 
-    list_for_each(unproven, &proxy->unproven, link) {
+    list_for_each (unproven, &proxy->unproven, link) {
         struct sub *sub = unproven->sub;
 
         if (unproven->asked || (uint32_t)(proxy_now(proxy) - unproven->since) < UNPROVEN_MS)

@@ -1,4 +1,5 @@
-/* How far a TCP peer has come. Alone in its file because Linux's header for it cannot stand beside the C library's. Thread: any. */
+/* How far a TCP peer has come. Alone in its file because Linux's header for it cannot stand beside the C library's.
+ * Thread: any. */
 #ifndef ROOMD_PROXY_TCP_PROGRESS_H
 #define ROOMD_PROXY_TCP_PROGRESS_H
 

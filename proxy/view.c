@@ -1,8 +1,10 @@
 /*
- * Room views: what this instance knows of a room that somebody here listens to. See core.h and docs/design.md#room-views.
+ * Room views: what this instance knows of a room that somebody here listens to. See core.h and
+ * docs/design.md#room-views.
  *
- * The run is a stretch of entries without a hole that ends at the newest one seen. Its older end is bounded, but an entry above the durable mark
- * never leaves it: nobody else could give it to a reader. A hole ends the run; what is in the hole comes from the store when it is committed.
+ * The run is a stretch of entries without a hole that ends at the newest one seen. Its older end is bounded, but an
+ * entry above the durable mark never leaves it: nobody else could give it to a reader. A hole ends the run; what is in
+ * the hole comes from the store when it is committed.
  */
 #include "core.h"
 
@@ -10,6 +12,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define CROWD 1000 /* streams; above, a mark waits for a message to ride on */
+#define MARK_PATIENCE_MS 250
 #define HELD_MAX 4096 /* entries kept while the prefix is looked up; more become a hole, which the store fills */
 
 static void run_append(struct view *view, struct entry *entry);
@@ -22,7 +26,7 @@ static void wake_waiting(struct view *view);
 static void check_start(struct view *view);
 static void check_ask(struct view_check *check);
 static void check_done(struct history_validity *validity, enum err err);
-static void mark_want(struct view *view);
+static void mark_want(struct view *view, bool riding);
 
 /* A question after the head of a room that another instance owns. */
 struct view_look {
@@ -163,8 +167,10 @@ static void run_trim(struct view *view)
 {
     const struct config *config = view->proxy->config;
 
-    while (run_count(view) > 0 && (run_count(view) > (uint64_t)config->tail_max_entries || view->run_bytes > (size_t)config->tail_max_bytes) &&
-           view->run_base + 1 <= view->durable.seq && view->run_base + 1 <= view->done[0] && view->run_base + 1 <= view->done[1]) {
+    while (run_count(view) > 0 &&
+           (run_count(view) > (uint64_t)config->tail_max_entries || view->run_bytes > (size_t)config->tail_max_bytes) &&
+           view->run_base + 1 <= view->durable.seq && view->run_base + 1 <= view->done[0] &&
+           view->run_base + 1 <= view->done[1]) {
         struct entry *oldest = run_at(view, 0);
 
         view->run_bytes -= oldest->n;
@@ -223,7 +229,8 @@ static void durable_to(struct view *view, uint64_t seq, uint64_t epoch)
     if (seq <= view->durable.seq)
         return;
     view->durable.seq = seq;
-    /* Not in the run: the epoch of the shard is at least the entry's, and in a cursor a later epoch means the same for what is committed. */
+    /* Not in the run: the epoch of the shard is at least the entry's, and in a cursor a later epoch means the same for
+     * what is committed. */
     view->durable.epoch = entry ? entry->epoch : epoch > view->durable.epoch ? epoch : view->durable.epoch;
     view->moved_at = proxy_now(view->proxy);
     view_dirty(view);
@@ -243,8 +250,9 @@ static void hold_back(struct view_check *check, struct entry *entry)
 }
 
 /*
- * A message that was shown early turned out to be a late duplicate, or nothing the database takes: its seq holds a void. Who has seen the
- * message is told to forget it (docs/protocol.md#promises), who has not finds the void in its place.
+ * A message that was shown early turned out to be a late duplicate, or nothing the database takes: its seq holds a
+ * void. Who has seen the message is told to forget it (docs/protocol.md#promises), who has not finds the void in its
+ * place.
  */
 static void take_back(struct view *view, struct entry *entry)
 {
@@ -261,7 +269,7 @@ static void take_back(struct view *view, struct entry *entry)
     for (int list = 0; list < VIEW_LISTS; list++) {
         if (list == VIEW_LIVE_DURABLE || list == VIEW_SIGNALLED)
             continue;
-        list_for_each(sub, &view->subs[list], view_link)
+        list_for_each (sub, &view->subs[list], view_link)
             if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY &&
                 (sub->state == SUB_LIVE ? view->done[0] : sub->seq) >= entry->seq)
                 stream_say(sub->stream, entry_json(entry));
@@ -308,6 +316,7 @@ void view_learn_room(struct view *view, const struct history_access *access)
     view->room_no = access->room_no;
     if (!view->known) {
         view->known = true;
+        view->mark_seq = access->head.seq; /* hello says it */
         if (run_count(view) == 0 && access->head.seq > view->run_top)
             run_restart(view, access->head.seq);
     }
@@ -324,24 +333,25 @@ void view_learn_room(struct view *view, const struct history_access *access)
 /* ------------------------------------------------------- serving live subs */
 
 /*
- * Brings live subs up to what they may see. `done` is where a live sub stands; it moves even when nobody is live, so that who comes
- * next knows where live begins. When the run does not hold the way there, live subs go on from the store.
+ * Brings live subs up to what they may see. `done` is where a live sub stands; it moves even when nobody is live, so
+ * that who comes next knows where live begins. When the run does not hold the way there, live subs go on from the
+ * store.
  */
 void view_advance(struct view *view)
 {
     uint64_t early = view->run_top > view->durable.seq ? view->run_top : view->durable.seq;
-    bool moved_durable = view->durable.seq > view->done[1];
+    bool moved_durable = view->durable.seq > view->done[1], moved_early = early > view->done[0];
 
     if (view->check || !view->known)
         return;
     if (view->durable.seq > view->run_top)
         run_restart(view, view->durable.seq); /* behind what is committed: of no use for going on */
-    if (early > view->done[0])
+    if (moved_early)
         serve_live(view, VIEW_LIVE_EARLY, early);
-    if (moved_durable) {
+    if (moved_durable)
         serve_live(view, VIEW_LIVE_DURABLE, view->durable.seq);
-        mark_want(view);
-    }
+    if (moved_durable || moved_early)
+        mark_want(view, moved_early);
     if (moved_durable || view->unproven)
         wake_waiting(view);
     run_trim(view);
@@ -352,7 +362,7 @@ static void push_chunks(struct view *view, struct list *live, struct chunk *chun
     uint64_t complete_ms = proxy_unix_ms(view->proxy);
     struct sub *sub;
 
-    list_for_each(sub, live, view_link) {
+    list_for_each (sub, live, view_link) {
         struct stream *stream = sub->stream;
         enum encoding encoding = stream_encoding(stream);
 
@@ -443,7 +453,8 @@ void view_new_epoch(struct view *view, uint64_t epoch)
 {
     if (epoch <= view->epoch)
         return;
-    /* What was shown above the durable mark under an older epoch may not be in the log, or stand there as something else. */
+    /* What was shown above the durable mark under an older epoch may not be in the log, or stand there as something
+     * else. */
     if (run_count(view) > 0 && view->run_top > view->durable.seq && !view->check) {
         view_advance(view);
         view->epoch = epoch;
@@ -484,8 +495,9 @@ static void tell_reset(struct view *view, struct cursor valid)
     struct sub *sub;
 
     for (size_t i = 0; i < countof(told); i++)
-        list_for_each(sub, &view->subs[told[i]], view_link)
-            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY && (sub->state == SUB_LIVE || sub->seq > valid.seq))
+        list_for_each (sub, &view->subs[told[i]], view_link)
+            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY &&
+                (sub->state == SUB_LIVE || sub->seq > valid.seq))
                 sub_reset(sub, (struct cursor){view->epoch, valid.seq});
 }
 
@@ -508,7 +520,8 @@ static void check_done(struct history_validity *validity, enum err err)
             view->removed_seq = 0;
         if (view->done[0] > validity->valid.seq) {
             view->proxy->count.resets++;
-            log_info("view.reset", "room=%.*s epoch=%" PRIu64 " seq=%" PRIu64, STR_ARG(view_room_id(view)), view->epoch, validity->valid.seq);
+            log_info("view.reset", "room=%.*s epoch=%" PRIu64 " seq=%" PRIu64, STR_ARG(view_room_id(view)), view->epoch,
+                validity->valid.seq);
             tell_reset(view, validity->valid);
             view->done[0] = validity->valid.seq;
         }
@@ -529,7 +542,7 @@ void view_recheck(struct proxy *proxy)
     struct view *view;
     bool ours;
 
-    list_for_each(view, &proxy->suspects, suspect_link) {
+    list_for_each (view, &proxy->suspects, suspect_link) {
         uint64_t epoch = history_epoch(proxy->history, view_room_id(view), &ours);
 
         if (view->check && !view->check->asked)
@@ -547,7 +560,7 @@ static void send_to(struct list *subs, struct str json, struct bytes *by_encodin
 {
     struct sub *sub;
 
-    list_for_each(sub, subs, view_link) {
+    list_for_each (sub, subs, view_link) {
         enum encoding encoding = stream_encoding(sub->stream);
 
         if (sub->state == SUB_OPENING)
@@ -571,14 +584,16 @@ static void send_mark(struct view *view)
     view->mark_at = proxy_now(view->proxy);
     view->mark_seq = view->durable.seq;
     if (!list_empty(&view->subs[VIEW_LIVE_EARLY])) {
-        buf_printf(&json, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}", STR_ARG(view_room_id(view)), view->durable.seq);
+        buf_printf(&json, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}",
+            STR_ARG(view_room_id(view)), view->durable.seq);
         send_to(&view->subs[VIEW_LIVE_EARLY], buf_str(&json), marks);
         view->proxy->count.marks++;
     }
     if (!list_empty(&view->subs[VIEW_SIGNALLED])) {
         buf_reset(&json);
         cursor_write(head, view->durable);
-        buf_printf(&json, "{\"type\":\"signal\",\"room_id\":\"%.*s\",\"head\":\"%s\"}", STR_ARG(view_room_id(view)), head);
+        buf_printf(
+            &json, "{\"type\":\"signal\",\"room_id\":\"%.*s\",\"head\":\"%s\"}", STR_ARG(view_room_id(view)), head);
         send_to(&view->subs[VIEW_SIGNALLED], buf_str(&json), signals);
         view->proxy->count.signals++;
     }
@@ -589,22 +604,36 @@ static void send_mark(struct view *view)
     buf_clear(&json);
 }
 
-/* At most one mark per room and interval; the first after a quiet interval goes at once. */
-static void mark_want(struct view *view)
+/* How long until the mark of this room is due. In a crowded room a mark of its own costs as much as a message; it waits
+ * a little for a message to ride on. */
+static int64_t mark_due_ms(const struct view *view)
+{
+    uint32_t now = proxy_now(view->proxy);
+    int64_t pause = view->proxy->config->durable_mark_ms - (int64_t)(uint32_t)(now - view->mark_at);
+    int64_t patience = view->sub_count > CROWD ? MARK_PATIENCE_MS - (int64_t)(uint32_t)(now - view->mark_wanted_at) : 0;
+
+    return pause > patience ? pause : patience;
+}
+
+/* At most one mark per room and interval; the first after a quiet interval goes at once. `riding`: entries leave in
+ * this turn anyway. */
+static void mark_want(struct view *view, bool riding)
 {
     struct proxy *proxy = view->proxy;
-    int64_t since = (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at), interval = proxy->config->durable_mark_ms;
+    bool waits = !list_empty(&view->mark_link);
 
-    if (view->durable.seq == view->mark_seq || (list_empty(&view->subs[VIEW_LIVE_EARLY]) && list_empty(&view->subs[VIEW_SIGNALLED])))
+    if (view->durable.seq == view->mark_seq ||
+        (list_empty(&view->subs[VIEW_LIVE_EARLY]) && list_empty(&view->subs[VIEW_SIGNALLED])))
         return;
-    if (since >= interval) {
+    if (!waits)
+        view->mark_wanted_at = proxy_now(proxy);
+    if (mark_due_ms(view) <= 0 ||
+        (riding && (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at) >= proxy->config->durable_mark_ms)) {
         list_remove(&view->mark_link);
         send_mark(view);
-    } else if (list_empty(&view->mark_link)) {
-        bool first = list_empty(&proxy->marks);
-
+    } else if (!waits) {
         list_push_back(&proxy->marks, &view->mark_link);
-        if (first && !uv_is_active((uv_handle_t *)&proxy->mark_timer))
+        if (!uv_is_active((uv_handle_t *)&proxy->mark_timer))
             view_marks(proxy);
     }
 }
@@ -616,23 +645,21 @@ static void marks_due(uv_timer_t *timer)
 
 void view_marks(struct proxy *proxy)
 {
-    int64_t interval = proxy->config->durable_mark_ms, next = interval;
+    int64_t interval = proxy->config->durable_mark_ms, next = interval / 4 + 1; /* not coarser: others come meanwhile */
     struct view *view;
 
-    list_for_each(view, &proxy->marks, mark_link) {
-        int64_t since = (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at);
+    list_for_each (view, &proxy->marks, mark_link) {
+        int64_t due = mark_due_ms(view);
 
-        if (since >= interval) {
+        if (due <= 0) {
             list_remove(&view->mark_link);
             if (view->durable.seq != view->mark_seq)
                 send_mark(view);
-        } else if (interval - since < next) {
-            next = interval - since;
+        } else if (due < next) {
+            next = due;
         }
     }
-    /* Not finer than a twentieth, so that one walk serves all that are due about now; not coarser than a quarter, for those that come meanwhile. */
-    if (next > interval / 4 + 1)
-        next = interval / 4 + 1;
+    /* Not finer than a twentieth, so that one walk serves all that are due about now. */
     if (!list_empty(&proxy->marks))
         uv_timer_start(&proxy->mark_timer, marks_due, (uint64_t)(next > interval / 20 ? next : interval / 20 + 1), 0);
 }
@@ -665,7 +692,7 @@ void view_signal_mode(struct view *view)
             view_leave_live(view, (enum view_list)list);
     } else if (view->signalling && view->sub_count < bound - bound / 10) {
         view->signalling = false;
-        list_for_each(sub, &view->subs[VIEW_SIGNALLED], view_link)
+        list_for_each (sub, &view->subs[VIEW_SIGNALLED], view_link)
             if (sub->stream->deliver != DELIVER_SIGNAL)
                 sub_behind(sub, sub->seq);
     }
@@ -685,8 +712,8 @@ static void looked(struct history_access *access, enum err err)
 }
 
 /*
- * No news travel from owner to owner's readers elsewhere yet: the heads of such rooms are looked at once a second, all in one query, as long as
- * somebody listens; the entries come from the store.
+ * No news travel from owner to owner's readers elsewhere yet: the heads of such rooms are looked at once a second, all
+ * in one query, as long as somebody listens; the entries come from the store.
  */
 void view_look_abroad(struct proxy *proxy)
 {

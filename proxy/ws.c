@@ -1,4 +1,5 @@
-/* What WebSocket clients send: frames become messages, control frames are answered. Nothing is kept for a connection between whole messages. */
+/* What WebSocket clients send: frames become messages, control frames are answered. Nothing is kept for a connection
+ * between whole messages. */
 #include "core.h"
 
 #include <stdlib.h>

@@ -95,7 +95,11 @@ uint16_t ws_message_add(struct ws_message **message, const struct ws_frame *fram
 /* Length of the character at p, 0 when it is cut off at the end, -1 when it is none. */
 static int utf8_character(const unsigned char *p, size_t n)
 {
-    int length = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : (p[0] & 0xf0) == 0xe0 ? 3 : p[0] >= 0xf0 && p[0] < 0xf5 ? 4 : -1;
+    int length = p[0] < 0x80                   ? 1
+                 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2
+                 : (p[0] & 0xf0) == 0xe0       ? 3
+                 : p[0] >= 0xf0 && p[0] < 0xf5 ? 4
+                                               : -1;
 
     for (int i = 1; i < length; i++) {
         if ((size_t)i == n)
@@ -103,8 +107,8 @@ static int utf8_character(const unsigned char *p, size_t n)
         if ((p[i] & 0xc0) != 0x80)
             return -1;
         /* Overlong forms, surrogates and what is above U+10FFFF show in the second byte. */
-        if (i == 1 && ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
-                          (p[0] == 0xf4 && p[1] > 0x8f)))
+        if (i == 1 && ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+                          (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)))
             return -1;
     }
     return length;
@@ -176,7 +180,8 @@ bool ws_accept_key(struct str key, char accept[29])
     unsigned char text[24 + sizeof magic], decoded[18], hash[20];
     unsigned n = 0;
 
-    if (key.n != 24 || key.p[23] != '=' || key.p[22] != '=' || EVP_DecodeBlock(decoded, (const unsigned char *)key.p, 24) != 18)
+    if (key.n != 24 || key.p[23] != '=' || key.p[22] != '=' ||
+        EVP_DecodeBlock(decoded, (const unsigned char *)key.p, 24) != 18)
         return false;
     memcpy(text, key.p, 24);
     memcpy(text + 24, magic, sizeof magic);

@@ -1,6 +1,6 @@
 /*
- * RFC 6455 from the server's side: frames that clients send, read without state and without copying; and the key of the handshake.
- * Thread: pure functions.
+ * RFC 6455 from the server's side: frames that clients send, read without state and without copying; and the key of the
+ * handshake. Thread: pure functions.
  */
 #ifndef ROOMD_PROXY_WS_FRAME_H
 #define ROOMD_PROXY_WS_FRAME_H
@@ -34,13 +34,14 @@ struct ws_message {
     uint32_t fragments;
 };
 /*
- * Adds a data frame (TEXT or CONTINUATION) to *message (NULL between messages). 0: taken; *complete tells whether (*message)->text is a whole message,
- * to be freed with ws_message_free. > 0: close code.
+ * Adds a data frame (TEXT or CONTINUATION) to *message (NULL between messages). 0: taken; *complete tells whether
+ * (*message)->text is a whole message, to be freed with ws_message_free. > 0: close code.
  */
 uint16_t ws_message_add(struct ws_message **message, const struct ws_frame *frame, size_t max, bool *complete);
 void ws_message_free(struct ws_message *message);
 
-/* What a close frame says: 0 = acceptable, *code the peer's (1005 when it gave none); else the close code to answer with. */
+/* What a close frame says: 0 = acceptable, *code the peer's (1005 when it gave none); else the close code to answer
+ * with. */
 uint16_t ws_close_read(const struct ws_frame *frame, uint16_t *code);
 
 /* Header of a frame to a client (FIN, unmasked); its length. */

@@ -26,9 +26,11 @@ static void check(const struct roomd_ticket *ticket)
 {
     const char *end = ticket->text + sizeof ticket->text;
 
-    if (ticket->account.n == 0 || ticket->account.n > ROOMD_TICKET_ACCOUNT_MAX || ticket->account.p + ticket->account.n > end)
+    if (ticket->account.n == 0 || ticket->account.n > ROOMD_TICKET_ACCOUNT_MAX ||
+        ticket->account.p + ticket->account.n > end)
         abort();
-    if ((!ticket->all && !ticket->room_count) || ticket->room_count > ROOMD_TICKET_ROOMS_MAX || ticket->expires_unix_ms <= NOW)
+    if ((!ticket->all && !ticket->room_count) || ticket->room_count > ROOMD_TICKET_ROOMS_MAX ||
+        ticket->expires_unix_ms <= NOW)
         abort();
     for (size_t i = 0; i < ticket->room_count; i++)
         if (ticket->rooms[i].p < ticket->text || ticket->rooms[i].p + ticket->rooms[i].n > end)

@@ -1,8 +1,10 @@
 /*
- * A small world around the proxy: fakes that stand in for history, the cluster, PostgreSQL and the HTTP shim at link time. Included by the tests of the proxy.
+ * A small world around the proxy: fakes that stand in for history, the cluster, PostgreSQL and the HTTP shim at link
+ * time. Included by the tests of the proxy.
  *
- * A room has a log; entries are shown (early) and committed as the test says. Questions of the proxy are answered when the test lets a turn pass. A
- * client is a fake connection; transcript() tells what it has got in few words: "hello 1 2 durable:2 reset:1 left".
+ * A room has a log; entries are shown (early) and committed as the test says. Questions of the proxy are answered when
+ * the test lets a turn pass. A client is a fake connection; transcript() tells what it has got in few words: "hello 1 2
+ * durable:2 reset:1 left".
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +35,7 @@ struct fake_room {
 struct wire {
     const struct wire_events *events;
     void *owner;
-    struct buf out;      /* all that was written */
+    struct buf out; /* all that was written */
     bool writing, stuck, closing, gone;
     struct list link;
 };
@@ -89,7 +91,8 @@ static int fake_member(const struct fake_room *room, struct str account)
 
 static struct cursor fake_head(const struct fake_room *room)
 {
-    return room->committed ? (struct cursor){room->log[room->committed]->epoch, room->committed} : (struct cursor){0, 0};
+    return room->committed ? (struct cursor){room->log[room->committed]->epoch, room->committed}
+                           : (struct cursor){0, 0};
 }
 
 uint64_t history_epoch(const struct history *history, struct str room_id, bool *ours)
@@ -248,7 +251,8 @@ struct str http_header(const struct http_request *request, const char *name)
     return (struct str){NULL, 0};
 }
 
-bool http_query_param(const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value)
+bool http_query_param(
+    const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value)
 {
     struct str rest = request->query;
 
@@ -295,8 +299,8 @@ void http_reply_on_gone(struct http_reply *reply, void (*gone)(void *arg), void 
     reply->gone_arg = arg;
 }
 
-void http_reply_take_over(struct http_reply *reply, int status, const char *const *headers, struct str head, const struct wire_events *events,
-    void *owner, void (*ready)(void *owner, struct wire *wire))
+void http_reply_take_over(struct http_reply *reply, int status, const char *const *headers, struct str head,
+    const struct wire_events *events, void *owner, void (*ready)(void *owner, struct wire *wire))
 {
     (void)headers;
     assert_int_equal(reply->status, 0);
@@ -340,7 +344,7 @@ static void fake_settle_wires(void)
 {
     struct wire *wire;
 
-    list_for_each(wire, &world.wires, link) {
+    list_for_each (wire, &world.wires, link) {
         if (wire->closing && !wire->gone) {
             wire->gone = true;
             wire->events->closed(wire->owner);
@@ -406,7 +410,8 @@ static int world_open(void **state)
     assert_true(config_load(&world.config, NULL, environment, &why));
     assert_true(roomd_ticket_keys_read(&world.keys, world.config.ticket_keys, &wrong));
     world.config.durable_mark_ms = 20;
-    assert_int_equal(proxy_start(&world.proxy, &world.loop, &world.config, "http://me", NULL, NULL, NULL, NULL), ERR_OK);
+    assert_int_equal(
+        proxy_start(&world.proxy, &world.loop, &world.config, "http://me", NULL, NULL, NULL, NULL), ERR_OK);
     return 0;
 }
 
@@ -447,8 +452,16 @@ static void join(struct fake_room *room, const char *account, uint64_t join_seq)
 
 static struct entry *put_entry(struct fake_room *room, enum entry_type type, struct str content)
 {
-    struct entry_parts parts = {.room_id = str_of(room->id), .room_no = room->room_no, .epoch = room->epoch, .seq = room->shown + 1,
-        .at = world.now_ms, .type = type, .client_msg_id = STR("c"), .sender = STR("bob"), .kind = STR("text"), .content = content};
+    struct entry_parts parts = {.room_id = str_of(room->id),
+        .room_no = room->room_no,
+        .epoch = room->epoch,
+        .seq = room->shown + 1,
+        .at = world.now_ms,
+        .type = type,
+        .client_msg_id = STR("c"),
+        .sender = STR("bob"),
+        .kind = STR("text"),
+        .content = content};
 
     room->shown++;
     entry_drop(room->log[room->shown]);
@@ -556,8 +569,8 @@ static void client_go_on(struct client *client)
 
 static struct client *client_open(const char *path, char *ticket)
 {
-    static const struct http_pair ws[] = {{"upgrade", "websocket"}, {"connection", "Upgrade"}, {"sec-websocket-version", "13"},
-        {"sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="}, {NULL, NULL}};
+    static const struct http_pair ws[] = {{"upgrade", "websocket"}, {"connection", "Upgrade"},
+        {"sec-websocket-version", "13"}, {"sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="}, {NULL, NULL}};
     struct client *client = client_ask(path, ticket, "", strcmp(path, "ws") == 0 ? ws : NULL);
 
     turns(4);
@@ -645,11 +658,23 @@ static const char *ws_transcript(struct client *client)
         if (opcode == WS_TEXT)
             event_lines(client, (struct str){client->wire.out.p + at + header, n});
         else if (opcode == WS_CLOSE)
-            snprintf(client->words + used, sizeof client->words - used, "%s(close %d)", used ? " " : "", p[at + header] << 8 | p[at + header + 1]);
+            snprintf(client->words + used, sizeof client->words - used, "%s(close %d)", used ? " " : "",
+                p[at + header] << 8 | p[at + header + 1]);
         else
-            snprintf(client->words + used, sizeof client->words - used, "%s(%s)", used ? " " : "", opcode == WS_PONG ? "pong" : "ping");
+            snprintf(client->words + used, sizeof client->words - used, "%s(%s)", used ? " " : "",
+                opcode == WS_PONG ? "pong" : "ping");
     }
     return client->words;
+}
+
+static bool holds(const struct buf *buf, const char *text)
+{
+    size_t length = strlen(text);
+
+    for (size_t i = 0; i + length <= buf->n; i++)
+        if (memcmp(buf->p + i, text, length) == 0)
+            return true;
+    return false;
 }
 
 /* A client's text frame, masked. */

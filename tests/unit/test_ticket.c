@@ -133,16 +133,19 @@ static void nonsense_is_malformed(void **state)
     assert_int_equal(roomd_ticket_verify(&ticket, NULL, 0, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
     assert_int_equal(roomd_ticket_verify(&ticket, "x", 1, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
     assert_int_equal(roomd_ticket_verify(&ticket, large, sizeof large, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
-    assert_int_equal(roomd_ticket_verify(&ticket, large, ROOMD_TICKET_MAX_BYTES, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
+    assert_int_equal(
+        roomd_ticket_verify(&ticket, large, ROOMD_TICKET_MAX_BYTES, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
     memset(large, '.', 200);
     assert_int_equal(roomd_ticket_verify(&ticket, large, 200, &keys, NOW, LIFE), ROOMD_TICKET_MALFORMED);
 }
 
 static void only_our_algorithm_and_known_keys_count(void **state)
 {
-    static const char *const headers[] = {"{\"alg\":\"none\",\"typ\":\"JWT\",\"kid\":\"k1\"}", "{\"alg\":\"RS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\"}",
-        "{\"alg\":\"HS256\",\"alg\":\"HS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\",\"kid\":\"k1\",\"jku\":\"x\"}", "{}", "{\"kid\":\"k1\"}", "[]", "{\"alg\":\"hs256\",\"kid\":\"k1\"}",
-        "{\"alg\":\"HS256\",\"kid\":1}", "{ \"alg\":\"HS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\",\"kid\":\"k1\",}"};
+    static const char *const headers[] = {"{\"alg\":\"none\",\"typ\":\"JWT\",\"kid\":\"k1\"}",
+        "{\"alg\":\"RS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\"}",
+        "{\"alg\":\"HS256\",\"alg\":\"HS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\",\"kid\":\"k1\",\"jku\":\"x\"}",
+        "{}", "{\"kid\":\"k1\"}", "[]", "{\"alg\":\"hs256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\",\"kid\":1}",
+        "{ \"alg\":\"HS256\",\"kid\":\"k1\"}", "{\"alg\":\"HS256\",\"kid\":\"k1\",}"};
 
     (void)state;
     assert_int_equal(verify_made(HEADER, GOOD "}"), ROOMD_TICKET_OK);
@@ -157,13 +160,19 @@ static void only_our_algorithm_and_known_keys_count(void **state)
 
 static void claims_that_have_no_business_here_are_refused(void **state)
 {
-    static const char *const claims[] = {GOOD ",\"admin\":true}", GOOD ",\"sub\":\"b\"}", GOOD ",\"aud\":\"x\"}", GOOD ",\"rooms\":[]}", GOOD ",\"rooms\":[1]}",
-        GOOD ",\"deliver\":\"fast\"}", GOOD ",\"deliver\":1}", GOOD ",\"platform\":[]}", GOOD "}x", "[]", "\"a\"", "{}", "",
-        "{\"iss\":\"other\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}", "{\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}",
-        "{\"iss\":\"roomd\",\"sub\":\"\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}", "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"all\":true}",
-        "{\"iss\":\"roomd\",\"sub\":\"a\",\"exp\":1770000100,\"all\":true}", "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100}",
-        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":false}", "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":9223372036854775808,\"all\":true}",
-        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":-1,\"all\":true}", "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":\"1770000100\",\"all\":true}",
+    static const char *const claims[] = {GOOD ",\"admin\":true}", GOOD ",\"sub\":\"b\"}", GOOD ",\"aud\":\"x\"}",
+        GOOD ",\"rooms\":[]}", GOOD ",\"rooms\":[1]}", GOOD ",\"deliver\":\"fast\"}", GOOD ",\"deliver\":1}",
+        GOOD ",\"platform\":[]}", GOOD "}x", "[]", "\"a\"", "{}", "",
+        "{\"iss\":\"other\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}",
+        "{\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"exp\":1770000100,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":1770000100,\"all\":false}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":9223372036854775808,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":-1,\"all\":true}",
+        "{\"iss\":\"roomd\",\"sub\":\"a\",\"iat\":1770000000,\"exp\":\"1770000100\",\"all\":true}",
         "{\"iss\":\"roomd\",\"sub\":\"a\\u0000b\",\"iat\":1770000000,\"exp\":1770000100,\"all\":true}"};
 
     (void)state;

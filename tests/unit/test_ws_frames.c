@@ -21,31 +21,79 @@ static void headers_are_judged_by_the_letter(void **state)
     } table[] = {
         {"nothing", "", 0, 0},
         {"half a header", "\x81", 1, 0},
-        {"empty text", "\x81\x80" "abcd", 6, 6},
-        {"one byte", "\x81\x81" "abcdX", 7, 7},
-        {"payload missing", "\x81\x82" "abcdX", 7, 0},
-        {"mask missing", "\x81\x81" "ab", 4, 0},
+        {"empty text",
+            "\x81\x80"
+            "abcd",
+            6, 6},
+        {"one byte",
+            "\x81\x81"
+            "abcdX",
+            7, 7},
+        {"payload missing",
+            "\x81\x82"
+            "abcdX",
+            7, 0},
+        {"mask missing",
+            "\x81\x81"
+            "ab",
+            4, 0},
         {"not masked", "\x81\x01X", 3, -1002},
-        {"RSV1", "\xc1\x80" "abcd", 6, -1002},
-        {"RSV2", "\xa1\x80" "abcd", 6, -1002},
-        {"RSV3", "\x91\x80" "abcd", 6, -1002},
+        {"RSV1",
+            "\xc1\x80"
+            "abcd",
+            6, -1002},
+        {"RSV2",
+            "\xa1\x80"
+            "abcd",
+            6, -1002},
+        {"RSV3",
+            "\x91\x80"
+            "abcd",
+            6, -1002},
         {"RSV1 in the first byte alone", "\xc1", 1, -1002},
-        {"opcode 3", "\x83\x80" "abcd", 6, -1002},
-        {"opcode 7", "\x87\x80" "abcd", 6, -1002},
-        {"opcode 11", "\x8b\x80" "abcd", 6, -1002},
-        {"opcode 15", "\x8f\x80" "abcd", 6, -1002},
-        {"fragmented ping", "\x09\x80" "abcd", 6, -1002},
+        {"opcode 3",
+            "\x83\x80"
+            "abcd",
+            6, -1002},
+        {"opcode 7",
+            "\x87\x80"
+            "abcd",
+            6, -1002},
+        {"opcode 11",
+            "\x8b\x80"
+            "abcd",
+            6, -1002},
+        {"opcode 15",
+            "\x8f\x80"
+            "abcd",
+            6, -1002},
+        {"fragmented ping",
+            "\x09\x80"
+            "abcd",
+            6, -1002},
         {"ping of 126 bytes", "\x89\xfe\x00\x7e", 4, -1002},
-        {"ping", "\x89\x80" "abcd", 6, 6},
-        {"pong nobody asked for", "\x8a\x80" "abcd", 6, 6},
+        {"ping",
+            "\x89\x80"
+            "abcd",
+            6, 6},
+        {"pong nobody asked for",
+            "\x8a\x80"
+            "abcd",
+            6, 6},
         {"length not minimal, 16 bits", "\x81\xfe\x00\x7d", 4, -1002},
         {"length not minimal, 64 bits", "\x81\xff\x00\x00\x00\x00\x00\x00\xff\xff", 10, -1002},
         {"length of 2^63", "\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00", 10, -1002},
         {"length of 2^62", "\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00", 10, -1009},
         {"larger than allowed, told by the header", "\x81\xff\x00\x00\x00\x00\x00\x02\x00\x01", 10, -1009},
         {"as large as allowed", "\x81\xff\x00\x00\x00\x00\x00\x02\x00\x00", 10, 0},
-        {"binary", "\x82\x80" "abcd", 6, 6},
-        {"continuation", "\x80\x80" "abcd", 6, 6},
+        {"binary",
+            "\x82\x80"
+            "abcd",
+            6, 6},
+        {"continuation",
+            "\x80\x80"
+            "abcd",
+            6, 6},
     };
     struct ws_frame frame;
 
@@ -69,7 +117,8 @@ static struct ws_frame frame_of(uint8_t opcode, bool fin, const char *payload, s
     return frame;
 }
 
-static uint16_t add(struct ws_message **message, uint8_t opcode, bool fin, const char *payload, size_t n, bool *complete)
+static uint16_t add(
+    struct ws_message **message, uint8_t opcode, bool fin, const char *payload, size_t n, bool *complete)
 {
     struct ws_frame frame = frame_of(opcode, fin, payload, n);
 
@@ -85,10 +134,17 @@ static void fragments_become_a_message(void **state)
     assert_int_equal(add(&message, WS_TEXT, false, "gr\xc3", 3, &complete), 0); /* split inside a character */
     assert_false(complete);
     assert_int_equal(add(&message, WS_CONTINUATION, false, "", 0, &complete), 0);
-    assert_int_equal(add(&message, WS_CONTINUATION, true, "\xbc\xc3\x9f" "e", 4, &complete), 0);
+    assert_int_equal(add(&message, WS_CONTINUATION, true,
+                         "\xbc\xc3\x9f"
+                         "e",
+                         4, &complete),
+        0);
     assert_true(complete);
     assert_int_equal(message->text.n, 7);
-    assert_memory_equal(message->text.p, "gr\xc3\xbc\xc3\x9f" "e", 7);
+    assert_memory_equal(message->text.p,
+        "gr\xc3\xbc\xc3\x9f"
+        "e",
+        7);
     ws_message_free(message);
 }
 
@@ -118,17 +174,21 @@ static void fragments_keep_their_order_and_bounds(void **state)
 
 static void what_is_not_utf8_is_refused_as_soon_as_it_shows(void **state)
 {
-    static const char *const bad[] = {"\x80", "\xc0\xaf", "\xc1\xbf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80", "\xf5", "\xff",
-        "a\xc3(", "\xe2\x28\xa1", "\xf0\x9f\x92(", "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80"};
-    static const char *const good[] = {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80", "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf",
-        "gr\xc3\xbc\xc3\x9f" "e \xf0\x9f\x8e\x88"};
+    static const char *const bad[] = {"\x80", "\xc0\xaf", "\xc1\xbf", "\xe0\x80\xaf", "\xed\xa0\x80",
+        "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80", "\xf5", "\xff", "a\xc3(", "\xe2\x28\xa1", "\xf0\x9f\x92(",
+        "\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80"};
+    static const char *const good[] = {"", "a", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf", "\xee\x80\x80",
+        "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf",
+        "gr\xc3\xbc\xc3\x9f"
+        "e \xf0\x9f\x8e\x88"};
     bool complete;
 
     (void)state;
     for (size_t i = 0; i < countof(bad); i++) {
         struct ws_message *message = NULL;
 
-        assert_int_equal(add(&message, WS_TEXT, false, bad[i], strlen(bad[i]), &complete), 1007); /* before the message ends */
+        assert_int_equal(
+            add(&message, WS_TEXT, false, bad[i], strlen(bad[i]), &complete), 1007); /* before the message ends */
         ws_message_free(message);
     }
     for (size_t i = 0; i < countof(good); i++)
@@ -177,7 +237,10 @@ static void close_codes_are_checked(void **state)
         body[1] = (char)(bad[i] & 255);
         assert_int_equal(close_of(body, 2, &code), 1002);
     }
-    assert_int_equal(close_of("\x03\xe8" "bye", 5, &code), 0);
+    assert_int_equal(close_of("\x03\xe8"
+                              "bye",
+                         5, &code),
+        0);
     assert_int_equal(close_of("\x03\xe8\xff", 3, &code), 1007);
     assert_int_equal(close_of("\x03\xe8\xc3", 3, &code), 1007);
 }
