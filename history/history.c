@@ -526,11 +526,6 @@ static void write_lanes(const struct history *history, struct buf *out)
             "roomd_database_total{lane=\"%s\",what=\"reconnected\"} %" PRIu64 "\n",
             names[i], counters.statements_total, names[i], counters.errors_total, names[i], counters.reconnects_total);
     }
-    buf_text(out, "# HELP roomd_database_waiting Statements that wait for a connection, by lane.\n# TYPE "
-                  "roomd_database_waiting gauge\n");
-    for (int i = 0; i < PG_LANES; i++)
-        buf_printf(out, "roomd_database_waiting{lane=\"%s\"} %u\n", names[i],
-            pg_counters(history->pg, (enum pg_lane)i).waiting);
 }
 
 void history_metrics(const struct history *history, struct buf *out)
