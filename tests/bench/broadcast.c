@@ -4,7 +4,8 @@
  * Ends when the first reader leaves.
  *
  *   --port P --streams N
- *   --burst 64   frames to a write, as fast as the sockets take them (the big lever: a write per frame is 20 times slower)
+ *   --burst 64   frames to a write, as fast as the sockets take them (the big lever: a write per frame is 20 times
+ * slower)
  *   --rate N     instead: one frame to everybody N times a second, with the time it was due
  */
 #include "load.h"
@@ -58,8 +59,10 @@ static void make_frames(struct broadcast *broadcast, int count)
     char text[TEXT_BYTES];
 
     text_write(text, 0, 0);
-    buf_printf(&event, "{\"type\":\"message\",\"room_id\":\"s00.01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"epoch\":1,\"seq\":100000,\"at\":1700000000000,"
-                       "\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"client_msg_id\":\"10000000000-00000000\",\"sender\":\"bench\",\"kind\":\"text\","
+    buf_printf(&event, "{\"type\":\"message\",\"room_id\":\"s00.01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"epoch\":1,\"seq\":"
+                       "100000,\"at\":1700000000000,"
+                       "\"message_id\":\"01ARZ3NDEKTSV4RRFFQ69G5FAV\",\"client_msg_id\":\"10000000000-00000000\","
+                       "\"sender\":\"bench\",\"kind\":\"text\","
                        "\"content\":\"");
     broadcast->text_at = 4 + event.n;
     buf_printf(&event, "%.*s\"}", TEXT_BYTES, text);
@@ -74,7 +77,8 @@ static void make_frames(struct broadcast *broadcast, int count)
 
 static void listen_at(struct broadcast *broadcast, int port)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int yes = 1;
 
     broadcast->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -86,7 +90,8 @@ static void listen_at(struct broadcast *broadcast, int port)
 
 static void welcome(struct broadcast *broadcast, struct receiver *receiver)
 {
-    static const char answer[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x10{\"type\":\"hello\"}";
+    static const char answer[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: "
+                                 "Upgrade\r\n\r\n\x81\x10{\"type\":\"hello\"}";
     struct epoll_event wanted = {.events = EPOLLOUT | EPOLLET, .data.ptr = receiver};
     char request[4096];
 
@@ -148,7 +153,8 @@ static void send_paced(struct broadcast *broadcast, double rate)
         int64_t due = pace_due(&pace, number, 0), now = now_ns();
 
         if (due > now)
-            clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_sec = (due - now) / NS_PER_S, .tv_nsec = (due - now) % NS_PER_S}, NULL);
+            clock_nanosleep(CLOCK_MONOTONIC, 0,
+                &(struct timespec){.tv_sec = (due - now) / NS_PER_S, .tv_nsec = (due - now) % NS_PER_S}, NULL);
         text_write(broadcast->frames.p + broadcast->text_at, due, (uint32_t)number);
         for (uint32_t i = 0; i < broadcast->count; i++)
             if (!send_more(broadcast, &broadcast->receivers[i]) || broadcast->receivers[i].sent)

@@ -1,6 +1,6 @@
 /*
- * The way out: many streams of one instance, and what reaches them. Opens N WebSocket or SSE streams with the tickets of
- * the plan (stream i takes ticket i modulo their number), then
+ * The way out: many streams of one instance, and what reaches them. Opens N WebSocket or SSE streams with the tickets
+ * of the plan (stream i takes ticket i modulo their number), then
  *   --mode max     publishes as fast as the streams are served: deliveries/s (a closed loop: at most --window messages
  *                  not yet everywhere)
  *   --mode paced   --rate N messages/s (open loop): from the time meant to the first, to each and to the last stream
@@ -77,7 +77,8 @@ int main(int argc, char **argv)
         return 0;
     }
     if (!fanout.bare)
-        publisher_open(&fanout.publisher, option(argc, argv, "amqp-url", ""), "roomd.room", (uint64_t)option_number(argc, argv, "window", 200));
+        publisher_open(&fanout.publisher, option(argc, argv, "amqp-url", ""), "roomd.room",
+            (uint64_t)option_number(argc, argv, "window", 200));
     fanout.tracked = xcalloc(TRACKED_MAX, sizeof *fanout.tracked);
     fanout.begin = now_ns();
     fanout.measure_from = fanout.begin + (int64_t)(option_number(argc, argv, "warmup", 1) * 1e9);
@@ -88,7 +89,8 @@ int main(int argc, char **argv)
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ streams */
+/* ------------------------------------------------------------------------------------------------------------ streams
+ */
 
 /* As roomd writes it: the type stands first, and no other type begins with these letters except changes of messages. */
 static bool is_message(const char *json, size_t n)
@@ -194,7 +196,8 @@ static void churn(struct fanout *fanout)
     result_print(&result);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- the loop */
+/* ----------------------------------------------------------------------------------------------------------- the loop
+ */
 
 static void publish(struct fanout *fanout, const struct pace *pace, uint64_t window)
 {
@@ -205,16 +208,18 @@ static void publish(struct fanout *fanout, const struct pace *pace, uint64_t win
         size_t room = publisher->sent % fanout->plan.count;
         struct body *body = &fanout->bodies[room];
 
-        if (!fanout->paced && fanout->expected - fanout->deliveries > window * (fanout->stream_count / fanout->plan.count))
+        if (!fanout->paced &&
+            fanout->expected - fanout->deliveries > window * (fanout->stream_count / fanout->plan.count))
             return;
-        fanout->tracked[publisher->sent % TRACKED_MAX] =
-            (struct tracked){.meant_at = due, .number = (uint32_t)publisher->sent, .missing = fanout->streams_of_room[room]};
+        fanout->tracked[publisher->sent % TRACKED_MAX] = (struct tracked){
+            .meant_at = due, .number = (uint32_t)publisher->sent, .missing = fanout->streams_of_room[room]};
         fanout->expected += fanout->streams_of_room[room];
         publisher_put(publisher, body->key, body->key_bytes, body_with(body, due, (uint32_t)publisher->sent), due);
     }
 }
 
-/* CPU time of another process, from its two counters of ticks. (Its name may hold spaces, so begin behind its bracket.) */
+/* CPU time of another process, from its two counters of ticks. (Its name may hold spaces, so begin behind its bracket.)
+ */
 static double cpu_of(int pid)
 {
     char path[64], line[1024] = "";
@@ -258,7 +263,8 @@ static void wait_for_work(struct fanout *fanout, const struct pace *pace)
     struct publisher *publisher = &fanout->publisher;
     int64_t wait = 10 * NS_PER_MS, now = now_ns();
     struct pollfd fds[] = {{.fd = fanout->readers.epoll, .events = POLLIN},
-        {.fd = fanout->bare ? -1 : publisher->broker.fd, .events = (short)(POLLIN | (publisher->broker.out.n ? POLLOUT : 0))}};
+        {.fd = fanout->bare ? -1 : publisher->broker.fd,
+            .events = (short)(POLLIN | (publisher->broker.out.n ? POLLOUT : 0))}};
 
     if (fanout->paced && !fanout->bare)
         wait = pace_due(pace, publisher->sent, now) - now;
@@ -301,7 +307,8 @@ static void report(struct fanout *fanout, double open_s)
 
     result_add(&result, "deliveries_per_s", deliveries / seconds);
     result_add(&result, "messages_per_s", (double)(fanout->last_sent - fanout->first_sent) / seconds);
-    result_add(&result, "bytes_per_delivery", deliveries > 0 ? (double)(fanout->last_bytes - fanout->first_bytes) / deliveries : 0);
+    result_add(&result, "bytes_per_delivery",
+        deliveries > 0 ? (double)(fanout->last_bytes - fanout->first_bytes) / deliveries : 0);
     result_add(&result, "server_cpu", (fanout->last_server_s - fanout->first_server_s) / seconds);
     result_add(&result, "client_cpu", (fanout->last_own_s - fanout->first_own_s) / seconds);
     result_add(&result, "open_s", open_s);

@@ -19,15 +19,20 @@ static const char schema_sql[] =
     "SET client_min_messages = error; DROP SCHEMA IF EXISTS bare CASCADE; CREATE SCHEMA bare; SET search_path = bare;"
     "CREATE TABLE shard_lease (shard text COLLATE \"C\" PRIMARY KEY, epoch bigint NOT NULL, holder text COLLATE \"C\")"
     " WITH (fillfactor = 50);"
-    "CREATE TABLE room_head (room_no bigint PRIMARY KEY, last_seq bigint NOT NULL DEFAULT 0, last_epoch bigint NOT NULL DEFAULT 0,"
+    "CREATE TABLE room_head (room_no bigint PRIMARY KEY, last_seq bigint NOT NULL DEFAULT 0, last_epoch bigint NOT "
+    "NULL DEFAULT 0,"
     " last_at bigint NOT NULL DEFAULT 0, counted bigint NOT NULL DEFAULT 0) WITH (fillfactor = 50);"
     "CREATE TABLE log_entry (room_no bigint NOT NULL, seq bigint NOT NULL, epoch bigint NOT NULL, at bigint NOT NULL,"
-    " counted bigint NOT NULL, hash bigint NOT NULL, message_id uuid, type smallint NOT NULL, state smallint NOT NULL DEFAULT 0,"
+    " counted bigint NOT NULL, hash bigint NOT NULL, message_id uuid, type smallint NOT NULL, state smallint NOT NULL "
+    "DEFAULT 0,"
     " sender text COLLATE \"C\" NOT NULL, client_msg_id text COLLATE \"C\" NOT NULL, kind text COLLATE \"C\" NOT NULL,"
     " content text NOT NULL, meta text, PRIMARY KEY (room_no, seq), UNIQUE (room_no, message_id));"
-    "CREATE FUNCTION append(p_me text, p_shard text[], p_epoch bigint[], h_room bigint[], h_old bigint[], h_new bigint[],"
-    " h_epoch bigint[], h_at bigint[], h_counted bigint[], e_room bigint[], e_seq bigint[], e_epoch bigint[], e_at bigint[],"
-    " e_counted bigint[], e_hash bigint[], e_id uuid[], e_type smallint[], e_sender text[], e_cmid text[], e_kind text[],"
+    "CREATE FUNCTION append(p_me text, p_shard text[], p_epoch bigint[], h_room bigint[], h_old bigint[], h_new "
+    "bigint[],"
+    " h_epoch bigint[], h_at bigint[], h_counted bigint[], e_room bigint[], e_seq bigint[], e_epoch bigint[], e_at "
+    "bigint[],"
+    " e_counted bigint[], e_hash bigint[], e_id uuid[], e_type smallint[], e_sender text[], e_cmid text[], e_kind "
+    "text[],"
     " e_content text[], e_meta text[]) RETURNS void LANGUAGE plpgsql AS $$\n"
     "DECLARE n int;\n"
     "BEGIN\n"
@@ -40,10 +45,13 @@ static const char schema_sql[] =
     "  WHERE r.room_no = x.room_no AND r.last_seq = x.old_seq;\n"
     " GET DIAGNOSTICS n = ROW_COUNT;\n"
     " IF n <> cardinality(h_room) THEN RAISE EXCEPTION 'a head moved'; END IF;\n"
-    " INSERT INTO bare.log_entry (room_no, seq, epoch, at, counted, hash, message_id, type, sender, client_msg_id, kind, content, meta)\n"
-    "  SELECT * FROM unnest(e_room, e_seq, e_epoch, e_at, e_counted, e_hash, e_id, e_type, e_sender, e_cmid, e_kind, e_content, e_meta);\n"
+    " INSERT INTO bare.log_entry (room_no, seq, epoch, at, counted, hash, message_id, type, sender, client_msg_id, "
+    "kind, content, meta)\n"
+    "  SELECT * FROM unnest(e_room, e_seq, e_epoch, e_at, e_counted, e_hash, e_id, e_type, e_sender, e_cmid, e_kind, "
+    "e_content, e_meta);\n"
     "END $$;";
-static const char append_sql[] = "SELECT bare.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22)";
+static const char append_sql[] =
+    "SELECT bare.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22)";
 enum { APPEND_PARAMS = 22, BATCH_MAX = 10000, IN_FLIGHT_MAX = 8, QUEUES_MAX = 99 };
 
 struct row {
@@ -104,8 +112,9 @@ int main(int argc, char **argv)
     limit.in_flight_max = (int)option_number(argc, argv, "in-flight", 2);
     limit.prefetch = (int)option_number(argc, argv, "prefetch", 500);
     limit.random = (uint64_t)now_ns();
-    if (limit.queues < 1 || limit.queues > QUEUES_MAX || limit.rooms < 1 || limit.batch_max < 1 || limit.batch_max > BATCH_MAX ||
-        limit.in_flight_max < 1 || limit.in_flight_max > IN_FLIGHT_MAX || limit.prefetch < 1)
+    if (limit.queues < 1 || limit.queues > QUEUES_MAX || limit.rooms < 1 || limit.batch_max < 1 ||
+        limit.batch_max > BATCH_MAX || limit.in_flight_max < 1 || limit.in_flight_max > IN_FLIGHT_MAX ||
+        limit.prefetch < 1)
         give_up("options", "out of range");
     declare_queues(&limit);
     open_database(&limit);
@@ -196,19 +205,22 @@ static void open_database(struct limit *limit)
     if (PQstatus(limit->pg) != CONNECTION_OK)
         give_up("database", PQerrorMessage(limit->pg));
     database_do(limit, schema_sql);
-    snprintf(sql, sizeof sql, "INSERT INTO shard_lease SELECT 's' || lpad(n::text, 2, '0'), 1, 'me' FROM generate_series(0, %d) n",
+    snprintf(sql, sizeof sql,
+        "INSERT INTO shard_lease SELECT 's' || lpad(n::text, 2, '0'), 1, 'me' FROM generate_series(0, %d) n",
         limit->queues - 1);
     database_do(limit, sql);
     snprintf(sql, sizeof sql, "INSERT INTO room_head (room_no) SELECT generate_series(0, %d)", limit->rooms - 1);
     database_do(limit, sql);
     database_do(limit, "VACUUM ANALYZE room_head");
     prepared = PQprepare(limit->pg, "append", append_sql, APPEND_PARAMS, NULL);
-    if (PQresultStatus(prepared) != PGRES_COMMAND_OK || !PQenterPipelineMode(limit->pg) || PQsetnonblocking(limit->pg, 1))
+    if (PQresultStatus(prepared) != PGRES_COMMAND_OK || !PQenterPipelineMode(limit->pg) ||
+        PQsetnonblocking(limit->pg, 1))
         give_up("database", PQerrorMessage(limit->pg));
     PQclear(prepared);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- consuming */
+/* ---------------------------------------------------------------------------------------------------------- consuming
+ */
 
 static void on_delivered(void *owner, uint64_t tag, struct str body)
 {
@@ -257,7 +269,8 @@ static void settle(struct limit *limit, const int64_t *meant_at, int count, uint
     consumer_ack(&limit->consumer, last_tag);
 }
 
-/* --------------------------------------------------------------------------------------------------------- committing */
+/* --------------------------------------------------------------------------------------------------------- committing
+ */
 
 static uint64_t next_random(struct limit *limit)
 {
@@ -268,16 +281,42 @@ static uint64_t next_random(struct limit *limit)
     return x ^ x >> 31;
 }
 
-enum { SHARD, SHARD_EPOCH, H_ROOM, H_OLD, H_NEW, H_EPOCH, H_AT, H_COUNTED, E_ROOM, E_SEQ, E_EPOCH, E_AT, E_COUNTED, E_HASH, E_ID, E_TYPE,
-    E_SENDER, E_CMID, E_KIND, E_CONTENT, E_META, ARRAYS };
+enum {
+    SHARD,
+    SHARD_EPOCH,
+    H_ROOM,
+    H_OLD,
+    H_NEW,
+    H_EPOCH,
+    H_AT,
+    H_COUNTED,
+    E_ROOM,
+    E_SEQ,
+    E_EPOCH,
+    E_AT,
+    E_COUNTED,
+    E_HASH,
+    E_ID,
+    E_TYPE,
+    E_SENDER,
+    E_CMID,
+    E_KIND,
+    E_CONTENT,
+    E_META,
+    ARRAYS
+};
 
 static void arrays_reset(struct pg_array arrays[ARRAYS])
 {
     for (int i = 0; i < ARRAYS; i++)
-        pg_array_reset(&arrays[i], i == SHARD || i >= E_SENDER ? PG_TEXT : i == E_ID ? PG_UUID : i == E_TYPE ? PG_INT2 : PG_INT8);
+        pg_array_reset(&arrays[i], i == SHARD || i >= E_SENDER ? PG_TEXT
+                                   : i == E_ID                 ? PG_UUID
+                                   : i == E_TYPE               ? PG_INT2
+                                                               : PG_INT8);
 }
 
-static void add_entry(struct limit *limit, struct pg_array arrays[ARRAYS], const struct row *row, int64_t seq, int64_t at)
+static void add_entry(
+    struct limit *limit, struct pg_array arrays[ARRAYS], const struct row *row, int64_t seq, int64_t at)
 {
     struct id128 id;
     char client_msg_id[8];
@@ -325,8 +364,8 @@ static void send_append(struct limit *limit, struct pg_array arrays[ARRAYS])
         lengths[i] = params.value[i].n;
         formats[i] = params.value[i].format;
     }
-    if (!PQsendQueryPrepared(limit->pg, "append", APPEND_PARAMS, values, lengths, formats, 1) || !PQpipelineSync(limit->pg) ||
-        PQflush(limit->pg) < 0)
+    if (!PQsendQueryPrepared(limit->pg, "append", APPEND_PARAMS, values, lengths, formats, 1) ||
+        !PQpipelineSync(limit->pg) || PQflush(limit->pg) < 0)
         give_up("database", PQerrorMessage(limit->pg));
 }
 
@@ -420,7 +459,8 @@ static void settle_or_commit(struct limit *limit)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ the loop */
+/* ------------------------------------------------------------------------------------------------------------ the loop
+ */
 
 static void publish(struct limit *limit, const struct pace *pace)
 {
@@ -434,7 +474,8 @@ static void publish(struct limit *limit, const struct pace *pace)
         queue_name(name, (int)(room % (uint32_t)limit->queues));
         text_write(text, due, (uint32_t)publisher->sent);
         put_hex(text + 27, room, 8);
-        publisher_put(publisher, name + strlen("bare."), strlen(name) - strlen("bare."), (struct str){text, TEXT_BYTES}, due);
+        publisher_put(
+            publisher, name + strlen("bare."), strlen(name) - strlen("bare."), (struct str){text, TEXT_BYTES}, due);
     }
 }
 

@@ -48,7 +48,8 @@ static inline double own_cpu_s(void)
            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- options */
+/* ----------------------------------------------------------------------------------------------------------- options
+ */
 
 /* The word behind --name, else `otherwise`. */
 static inline const char *option(int argc, char **argv, const char *name, const char *otherwise)
@@ -70,7 +71,8 @@ static inline double option_number(int argc, char **argv, const char *name, doub
     return value;
 }
 
-/* ----------------------------------------------------------------------------------------------------- distributions */
+/* ----------------------------------------------------------------------------------------------------- distributions
+ */
 
 /*
  * How values in nanoseconds are spread, in constant memory: 128 steps for each power of two, so a percentile is exact
@@ -121,7 +123,8 @@ static inline double spread_ms(const struct spread *spread, double share)
     return (double)spread->most / NS_PER_MS;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- result */
+/* ------------------------------------------------------------------------------------------------------------- result
+ */
 
 /* {"name":1.5,…} on one line of stdout. */
 struct result {
@@ -154,7 +157,8 @@ static inline void result_print(struct result *result)
     buf_clear(&result->json);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- pacing */
+/* ------------------------------------------------------------------------------------------------------------- pacing
+ */
 
 /*
  * When messages are due. With a rate the times are fixed in advance (an open loop), and latency counts from them: a
@@ -175,7 +179,8 @@ static inline int64_t pace_due(const struct pace *pace, uint64_t number, int64_t
     return pace->gap_ns > 0 ? pace->start + (int64_t)((double)number * pace->gap_ns) : now;
 }
 
-/* ------------------------------------------------------------------------------------------------------- the message */
+/* ------------------------------------------------------------------------------------------------------- the message
+ */
 
 /*
  * A text of 128 bytes that begins with its own number and the time it was meant to be sent: ~<16 hex>~<8 hex>~xxx…
@@ -222,7 +227,8 @@ static inline void body_init(struct body *body, const char *room_id, const char 
 
     text_write(text, 0, 0);
     *body = (struct body){.key = room_id, .key_bytes = strcspn(room_id, ".")};
-    buf_printf(&body->json, "{\"room_id\":\"%s\",\"sender\":\"bench\",\"kind\":\"text\",\"client_msg_id\":\"%s-", room_id, run);
+    buf_printf(&body->json, "{\"room_id\":\"%s\",\"sender\":\"bench\",\"kind\":\"text\",\"client_msg_id\":\"%s-",
+        room_id, run);
     body->client_number_at = body->json.n;
     buf_printf(&body->json, "00000000\",\"content\":\"");
     body->text_at = body->json.n;
@@ -249,7 +255,8 @@ static inline bool event_marker(const char *event, size_t n, int64_t *meant_at, 
     return true;
 }
 
-/* The plan tests/bench/run writes: a line `room_id[,room_id…] ticket` for each ticket; without tickets just room ids. */
+/* The plan tests/bench/run writes: a line `room_id[,room_id…] ticket` for each ticket; without tickets just room ids.
+ */
 struct plan_line {
     char *rooms, *ticket;
 };

@@ -28,7 +28,8 @@ static inline void broker_check(amqp_rpc_reply_t reply, const char *what)
 
         fprintf(stderr, "%.*s\n", (int)close->reply_text.len, (char *)close->reply_text.bytes);
     }
-    give_up(what, reply.reply_type == AMQP_RESPONSE_LIBRARY_EXCEPTION ? amqp_error_string2(reply.library_error) : "refused");
+    give_up(what,
+        reply.reply_type == AMQP_RESPONSE_LIBRARY_EXCEPTION ? amqp_error_string2(reply.library_error) : "refused");
 }
 
 static inline void broker_open(struct broker *broker, const char *url)
@@ -43,7 +44,8 @@ static inline void broker_open(struct broker *broker, const char *url)
     socket = amqp_tcp_socket_new(broker->state);
     if (amqp_socket_open(socket, info.host, info.port) != AMQP_STATUS_OK)
         give_up("no broker at", info.host);
-    broker_check(amqp_login(broker->state, info.vhost, 0, 131072, 0, AMQP_SASL_METHOD_PLAIN, info.user, info.password), "AMQP login");
+    broker_check(amqp_login(broker->state, info.vhost, 0, 131072, 0, AMQP_SASL_METHOD_PLAIN, info.user, info.password),
+        "AMQP login");
     amqp_channel_open(broker->state, 1);
     broker_check(amqp_get_rpc_reply(broker->state), "AMQP channel");
     broker->fd = amqp_get_sockfd(broker->state);
@@ -94,7 +96,8 @@ static inline bool broker_read(struct broker *broker)
 /* The next whole frame of what was read. *at walks from 0; afterwards drop the walked part with buf_consume. */
 static inline bool broker_frame(struct broker *broker, size_t *at, struct codec_frame *frame)
 {
-    ptrdiff_t length = codec_read_frame((struct str){broker->in.p + *at, broker->in.n - *at}, CODEC_FRAME_MAX_MAX, frame);
+    ptrdiff_t length =
+        codec_read_frame((struct str){broker->in.p + *at, broker->in.n - *at}, CODEC_FRAME_MAX_MAX, frame);
 
     if (length < 0)
         give_up("AMQP", "not a frame");
@@ -102,7 +105,8 @@ static inline bool broker_frame(struct broker *broker, size_t *at, struct codec_
     return length > 0;
 }
 
-/* -------------------------------------------------------------------------------------------------------- publishing */
+/* -------------------------------------------------------------------------------------------------------- publishing
+ */
 
 enum { PUBLISHER_RING = 1 << 16 };
 struct publisher {
@@ -159,7 +163,8 @@ static inline void publisher_put(
 {
     static const char type[] = "application/json";
     size_t exchange_bytes = strlen(publisher->exchange);
-    size_t method_bytes = 4 + 2 + 1 + exchange_bytes + 1 + key_bytes + 1, header_bytes = 2 + 2 + 8 + 2 + 1 + sizeof type - 1 + 1;
+    size_t method_bytes = 4 + 2 + 1 + exchange_bytes + 1 + key_bytes + 1,
+           header_bytes = 2 + 2 + 8 + 2 + 1 + sizeof type - 1 + 1;
     char *begin = buf_reserve(&publisher->broker.out, method_bytes + header_bytes + body.n + 24), *at = begin;
 
     at = put_frame(at, CODEC_METHOD, method_bytes);
@@ -221,13 +226,15 @@ static inline void publisher_read(struct publisher *publisher)
         if (method == AMQP_BASIC_ACK_METHOD)
             publisher_on_confirm(publisher, frame.payload);
         else if (frame.type != CODEC_HEARTBEAT)
-            give_up("publisher", method == AMQP_BASIC_NACK_METHOD ? "the broker refused a message"
-                                 : method == AMQP_BASIC_RETURN_METHOD ? "a message was returned: no queue is bound" : "an unexpected frame");
+            give_up("publisher", method == AMQP_BASIC_NACK_METHOD     ? "the broker refused a message"
+                                 : method == AMQP_BASIC_RETURN_METHOD ? "a message was returned: no queue is bound"
+                                                                      : "an unexpected frame");
     }
     buf_consume(&publisher->broker.in, at);
 }
 
-/* --------------------------------------------------------------------------------------------------------- consuming */
+/* --------------------------------------------------------------------------------------------------------- consuming
+ */
 
 struct consumer {
     struct broker broker;
@@ -236,7 +243,8 @@ struct consumer {
     void *owner;
 };
 
-/* basic.consume (60, 20) without an answer. It is sent here and not by librabbitmq, which would read deliveries ahead. */
+/* basic.consume (60, 20) without an answer. It is sent here and not by librabbitmq, which would read deliveries ahead.
+ */
 static inline void consumer_start(struct consumer *consumer, const char *queue)
 {
     size_t n = strlen(queue), bytes = 4 + 2 + 1 + n + 1 + 1 + 4;
@@ -269,7 +277,8 @@ static inline void consumer_read(struct consumer *consumer)
         if (frame.type == CODEC_BODY) {
             consumer->delivered(consumer->owner, consumer->tag, frame.payload);
         } else if (frame.type == CODEC_METHOD) {
-            if (codec_method(frame.payload) != AMQP_BASIC_DELIVER_METHOD || !codec_read_deliver(frame.payload, &deliver))
+            if (codec_method(frame.payload) != AMQP_BASIC_DELIVER_METHOD ||
+                !codec_read_deliver(frame.payload, &deliver))
                 give_up("consumer", "an unexpected frame");
             consumer->tag = deliver.tag;
         }

@@ -41,7 +41,8 @@ struct readers {
 
 static inline void readers_init(struct readers *readers, const char *host, int port, bool sse)
 {
-    *readers = (struct readers){.epoll = epoll_create1(EPOLL_CLOEXEC), .sse = sse, .piece = xmalloc(LEFT_MAX + READ_PIECE)};
+    *readers =
+        (struct readers){.epoll = epoll_create1(EPOLL_CLOEXEC), .sse = sse, .piece = xmalloc(LEFT_MAX + READ_PIECE)};
     readers->address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     if (readers->epoll < 0 || inet_pton(AF_INET, host, &readers->address.sin_addr) != 1)
         give_up("address of the streams", host);
@@ -104,11 +105,11 @@ static inline void reader_event(struct readers *readers, struct reader *reader, 
         readers->event(readers->owner, reader, json, n);
         return;
     }
-    if (n > sizeof error && !memcmp(json, error, sizeof error - 1)) {
+    if (n >= sizeof error - 1 && !memcmp(json, error, sizeof error - 1)) {
         fprintf(stderr, "%.*s\n", (int)n, json);
         give_up("stream", "refused");
     }
-    if (n > sizeof hello && !memcmp(json, hello, sizeof hello - 1)) {
+    if (n >= sizeof hello - 1 && !memcmp(json, hello, sizeof hello - 1)) {
         reader->state = READER_LIVE;
         readers->live++;
     }
@@ -144,7 +145,8 @@ static inline void reader_control(struct reader *reader, int opcode, const char 
     uint8_t pong[2 + 4 + 125] = {0x80 | 10, (uint8_t)(0x80 | n)}; /* a mask of zeros changes nothing */
 
     if (opcode == 8) {
-        fprintf(stderr, "code %d %.*s\n", n >= 2 ? (uint8_t)payload[0] << 8 | (uint8_t)payload[1] : 0, (int)(n > 2 ? n - 2 : 0), payload + 2);
+        fprintf(stderr, "code %d %.*s\n", n >= 2 ? (uint8_t)payload[0] << 8 | (uint8_t)payload[1] : 0,
+            (int)(n > 2 ? n - 2 : 0), payload + 2);
         give_up("stream", "closed by the server");
     }
     if (opcode != 9 || n > 125)
@@ -176,7 +178,8 @@ static inline size_t reader_frames(struct readers *readers, struct reader *reade
     return used;
 }
 
-/* Lines that are no data, such as ids and the sizes of chunks, are stepped over: roomd never cuts an event in two chunks. */
+/* Lines that are no data, such as ids and the sizes of chunks, are stepped over: roomd never cuts an event in two
+ * chunks. */
 static inline size_t reader_lines(struct readers *readers, struct reader *reader, const char *p, size_t n)
 {
     static const char data[] = "data: ";

@@ -52,7 +52,8 @@ int main(int argc, char **argv)
 {
     static struct pull pull;
     const char *database = option(argc, argv, "database", "");
-    double seconds = option_number(argc, argv, "seconds", 4), warmup_s = option_number(argc, argv, "warmup", 1), cpu_s = own_cpu_s();
+    double seconds = option_number(argc, argv, "seconds", 4), warmup_s = option_number(argc, argv, "warmup", 1),
+           cpu_s = own_cpu_s();
     struct result result = {0};
 
     pull.http = !strcmp(option(argc, argv, "mode", "http"), "http");
@@ -65,7 +66,8 @@ int main(int argc, char **argv)
     find_rooms(&pull, option(argc, argv, "plan", ""), database);
     for (int i = 0; i < pull.asker_count; i++)
         if (pull.http)
-            open_http(&pull, &pull.askers[i], option(argc, argv, "host", "127.0.0.1"), (int)option_number(argc, argv, "port", 7400));
+            open_http(&pull, &pull.askers[i], option(argc, argv, "host", "127.0.0.1"),
+                (int)option_number(argc, argv, "port", 7400));
         else
             open_select(&pull, &pull.askers[i], database);
     pull.measure_from = now_ns() + (int64_t)(warmup_s * 1e9);
@@ -89,8 +91,9 @@ static void find_rooms(struct pull *pull, const char *path, const char *database
     pull->rooms = xcalloc(plan.count, sizeof *pull->rooms);
     for (size_t i = 0; i < plan.count; i++) {
         const char *id = plan.lines[i].rooms;
-        PGresult *row = PQexecParams(pg, "SELECT room_no, last_seq FROM room JOIN room_head USING (room_no) WHERE room_id = $1", 1, NULL,
-            &id, NULL, NULL, 0);
+        PGresult *row =
+            PQexecParams(pg, "SELECT room_no, last_seq FROM room JOIN room_head USING (room_no) WHERE room_id = $1", 1,
+                NULL, &id, NULL, NULL, 0);
 
         if (PQntuples(row) == 1 && strtoll(PQgetvalue(row, 0, 1), NULL, 10) >= 3 * pull->limit)
             pull->rooms[pull->room_count++] = (struct room){.id = plan.lines[i].rooms,
@@ -122,7 +125,8 @@ static void answered(struct pull *pull, struct asker *asker)
     spread_add(&pull->latency, now - asker->asked_at);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- http */
+/* --------------------------------------------------------------------------------------------------------------- http
+ */
 
 static void open_http(struct pull *pull, struct asker *asker, const char *host, int port)
 {
@@ -142,11 +146,13 @@ static void ask_http(struct pull *pull, struct asker *asker)
     int64_t after;
     const struct room *room = next_room(pull, &after);
     char body[256], request[768];
-    int n = pull->after ? snprintf(body, sizeof body, "{\"room_id\":\"%s\",\"limit\":%d,\"after\":\"%" PRId64 "\"}", room->id, pull->limit, after)
+    int n = pull->after ? snprintf(body, sizeof body, "{\"room_id\":\"%s\",\"limit\":%d,\"after\":\"%" PRId64 "\"}",
+                              room->id, pull->limit, after)
                         : snprintf(body, sizeof body, "{\"room_id\":\"%s\",\"limit\":%d}", room->id, pull->limit);
 
     n = snprintf(request, sizeof request,
-        "POST /v1/history/Pull HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
+        "POST /v1/history/Pull HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer %s\r\nContent-Type: "
+        "application/json\r\n"
         "Content-Length: %d\r\n\r\n%s",
         pull->key, n, body);
     asker->asked_at = now_ns();
@@ -196,12 +202,14 @@ static void read_http(struct pull *pull, struct asker *asker)
     ask_http(pull, asker);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- select */
+/* ------------------------------------------------------------------------------------------------------------- select
+ */
 
 static void open_select(struct pull *pull, struct asker *asker, const char *database)
 {
-    static const char columns[] = "SELECT seq, epoch, at, counted, type, state, message_id, sender, client_msg_id, kind, content, meta"
-                                  " FROM log_entry WHERE room_no = $1 AND seq > $2 ORDER BY seq ";
+    static const char columns[] =
+        "SELECT seq, epoch, at, counted, type, state, message_id, sender, client_msg_id, kind, content, meta"
+        " FROM log_entry WHERE room_no = $1 AND seq > $2 ORDER BY seq ";
     char sql[512];
     PGresult *prepared;
 
@@ -220,12 +228,14 @@ static void ask_select(struct pull *pull, struct asker *asker)
 {
     int64_t after;
     const struct room *room = next_room(pull, &after);
-    int64_t values[] = {(int64_t)__builtin_bswap64((uint64_t)room->number), (int64_t)__builtin_bswap64(pull->after ? (uint64_t)after : 0),
+    int64_t values[] = {(int64_t)__builtin_bswap64((uint64_t)room->number),
+        (int64_t)__builtin_bswap64(pull->after ? (uint64_t)after : 0),
         (int64_t)__builtin_bswap64((uint64_t)pull->limit)};
 
     asker->asked_at = now_ns();
-    if (!PQsendQueryPrepared(asker->pg, "page", 3, (const char *[]){(char *)&values[0], (char *)&values[1], (char *)&values[2]},
-            (int[]){8, 8, 8}, (int[]){1, 1, 1}, 1))
+    if (!PQsendQueryPrepared(asker->pg, "page", 3,
+            (const char *[]){(char *)&values[0], (char *)&values[1], (char *)&values[2]}, (int[]){8, 8, 8},
+            (int[]){1, 1, 1}, 1))
         give_up("SELECT", PQerrorMessage(asker->pg));
 }
 

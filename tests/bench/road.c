@@ -1,9 +1,10 @@
 /*
- * The road through roomd: real messages to roomd.room, until they are in the log, or until a reader of a stream has them.
+ * The road through roomd: real messages to roomd.room, until they are in the log, or until a reader of a stream has
+ * them.
  *
  *   --amqp-url URL --plan FILE
- *   --mode log      as many as the window lets; needs --database URL. Counts what is committed while it publishes, and ends
- *                   when the log has every single message and the queues are empty
+ *   --mode log      as many as the window lets; needs --database URL. Counts what is committed while it publishes, and
+ * ends when the log has every single message and the queues are empty
  *   --mode stream   at --rate N (open loop); opens a WebSocket for each ticket of the plan at --host and --port, and
  *                   measures from the time a message was meant to be sent to its frame at the client
  *   --seconds 5 --warmup 1 --window 500
@@ -28,8 +29,9 @@ struct road {
     struct spread latency;
     PGconn *pg;
     bool asked;
-    int64_t asked_at, committed, committed_at, committed_before; /* entries of the log beyond those from before the run */
-    int64_t first_committed, first_at, last_committed, last_at;  /* while it was measured */
+    int64_t asked_at, committed, committed_at,
+        committed_before; /* entries of the log beyond those from before the run */
+    int64_t first_committed, first_at, last_committed, last_at; /* while it was measured */
     double lag[LAG_SAMPLES];
     int lag_count;
 };
@@ -82,7 +84,8 @@ static void open_rooms(struct road *road)
         }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- log */
+/* --------------------------------------------------------------------------------------------------------------- log
+ */
 
 static void open_log(struct road *road, const char *database)
 {
@@ -137,8 +140,9 @@ static void watch_log(struct road *road)
 /* Every entry is there, none was thrown out, and no queue holds anything. */
 static void check_log(struct road *road, const char *url)
 {
-    PGresult *result = PQexec(road->pg, "SELECT (SELECT sum(last_seq) FROM room_head) = (SELECT count(*) FROM log_entry), "
-                                        "(SELECT count(*) FROM outbox), (SELECT string_agg(shard, ',') FROM shard_lease)");
+    PGresult *result =
+        PQexec(road->pg, "SELECT (SELECT sum(last_seq) FROM room_head) = (SELECT count(*) FROM log_entry), "
+                         "(SELECT count(*) FROM outbox), (SELECT string_agg(shard, ',') FROM shard_lease)");
     struct broker broker;
 
     if (PQresultStatus(result) != PGRES_TUPLES_OK)
@@ -161,7 +165,8 @@ static void check_log(struct road *road, const char *url)
     PQclear(result);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ streams */
+/* ------------------------------------------------------------------------------------------------------------ streams
+ */
 
 static void on_event(void *owner, struct reader *reader, const char *json, size_t n)
 {
@@ -202,7 +207,8 @@ static void open_streams(struct road *road, const char *host, int port)
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------------- the loop */
+/* ----------------------------------------------------------------------------------------------------------- the loop
+ */
 
 static void publish(struct road *road, const struct pace *pace)
 {
@@ -221,7 +227,8 @@ static void wait_for_work(struct road *road, const struct pace *pace, bool publi
 {
     struct publisher *publisher = &road->publisher;
     int64_t now = now_ns(), wait = 20 * NS_PER_MS;
-    struct pollfd fds[] = {{.fd = publisher->broker.fd, .events = (short)(POLLIN | (publisher->broker.out.n ? POLLOUT : 0))},
+    struct pollfd fds[] = {
+        {.fd = publisher->broker.fd, .events = (short)(POLLIN | (publisher->broker.out.n ? POLLOUT : 0))},
         {.fd = streams ? road->readers.epoll : PQsocket(road->pg), .events = POLLIN}};
 
     if (publishing && publisher_may(publisher))
@@ -248,8 +255,8 @@ static void run(struct road *road, double rate, bool streams)
 
         publishing = now < road->measure_to;
         if (now > road->measure_to + 60 * NS_PER_S) {
-            fprintf(stderr, "sent %" PRIu64 " confirmed %" PRIu64 " committed %" PRId64 " frames %" PRIu64 "\n", road->publisher.sent,
-                road->publisher.confirmed, road->committed, road->frames);
+            fprintf(stderr, "sent %" PRIu64 " confirmed %" PRIu64 " committed %" PRId64 " frames %" PRIu64 "\n",
+                road->publisher.sent, road->publisher.confirmed, road->committed, road->frames);
             give_up("drain", "not every message arrived within 60 s");
         }
         if (publishing)
@@ -287,12 +294,14 @@ static void report(struct road *road, bool streams, double cpu_s, double drain_s
         if (road->last_at <= road->first_at)
             give_up("log", "it was not seen to grow");
         result_add(&result, "messages_per_s",
-            (double)(road->last_committed - road->first_committed) / ((double)(road->last_at - road->first_at) / NS_PER_S));
+            (double)(road->last_committed - road->first_committed) /
+                ((double)(road->last_at - road->first_at) / NS_PER_S));
         /* Confirmed and not yet in the log: on average over the first and the second half. */
         result_add(&result, "lag_first", mean(road->lag, 0, half));
         result_add(&result, "lag_second", mean(road->lag, half, road->lag_count));
         result_add(&result, "overall_per_s",
-            (double)road->publisher.sent / ((double)(road->committed_at - road->begin) / NS_PER_S)); /* with the drain */
+            (double)road->publisher.sent /
+                ((double)(road->committed_at - road->begin) / NS_PER_S)); /* with the drain */
     }
     result_add(&result, "drain_s", drain_s);
     result_add_spread(&result, "confirm", &road->publisher.confirms);
