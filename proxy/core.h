@@ -116,6 +116,8 @@ struct view_check {
     struct view *view;
     struct entry **held;
     size_t held_count, held_capacity;
+    uint64_t next_epoch; /* heard of meanwhile */
+    struct cursor next_durable;
     bool asked;
     bool lossy; /* more came than may be held: a hole follows */
 };
@@ -125,7 +127,7 @@ struct view *view_find(struct proxy *proxy, struct str room_id);
 void view_drop_if_unused(struct view *view);
 void view_free_all(struct proxy *proxy);
 void view_shown(struct view *view, struct entry *entry, bool durable);
-void view_learn_durable(struct view *view, struct cursor durable);
+void view_learn_durable(struct view *view, uint64_t seq);
 void view_learn_room(struct view *view, const struct history_access *access);
 void view_new_epoch(struct view *view, uint64_t epoch);
 void view_suspect(struct view *view); /* the shard was lost: look for a higher epoch from time to time */

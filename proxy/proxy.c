@@ -289,7 +289,7 @@ void proxy_durable(void *arg, struct str room_id, uint64_t seq)
     struct view *view = view_find(arg, room_id);
 
     if (view)
-        view_learn_durable(view, (struct cursor){view->epoch, seq});
+        view_learn_durable(view, seq);
 }
 
 static void say_ephemeral(struct proxy *proxy, struct str room_id, struct str json, size_t max)

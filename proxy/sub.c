@@ -286,10 +286,12 @@ void unproven_check(struct proxy *proxy)
 
         if (unproven->asked || (uint32_t)(proxy_now(proxy) - unproven->since) < UNPROVEN_MS)
             continue;
-        if (sub->state != SUB_WAITING) { /* came into what was seen meanwhile */
+        if (sub->seq <= sub->view->done[is_durable(sub)]) { /* came into what was seen meanwhile */
             sub_proven(sub);
             continue;
         }
+        if (sub->state != SUB_WAITING) /* about to look for itself */
+            continue;
         unproven->asked = true;
         unproven->validity.room_no = sub->view->room_no;
         unproven->validity.cursor = (struct cursor){unproven->epoch, sub->seq};

@@ -228,6 +228,11 @@ static void durable_to(struct view *view, uint64_t seq, uint64_t epoch)
 
     if (seq <= view->durable.seq)
         return;
+    if (view->check) { /* may speak of other entries than those that stand in the run now */
+        if (seq > view->check->next_durable.seq)
+            view->check->next_durable = (struct cursor){epoch, seq};
+        return;
+    }
     view->durable.seq = seq;
     /* Not in the run: the epoch of the shard is at least the entry's, and in a cursor a later epoch means the same for
      * what is committed. */
@@ -306,14 +311,26 @@ void view_shown(struct view *view, struct entry *entry, bool durable)
     view_dirty(view);
 }
 
-void view_learn_durable(struct view *view, struct cursor durable)
+/* Before a durable mark is believed: it may speak of entries of an owner whose news did not come here, and what was
+ * shown here early stands at the same seqs. */
+static void hear_epoch(struct view *view, uint64_t at_least)
 {
-    durable_to(view, durable.seq, durable.epoch);
+    bool ours;
+    uint64_t epoch = history_epoch(view->proxy->history, view_room_id(view), &ours);
+
+    view_new_epoch(view, epoch > at_least ? epoch : at_least);
+}
+
+void view_learn_durable(struct view *view, uint64_t seq)
+{
+    hear_epoch(view, 0);
+    durable_to(view, seq, view->epoch);
 }
 
 void view_learn_room(struct view *view, const struct history_access *access)
 {
     view->room_no = access->room_no;
+    hear_epoch(view, access->head.epoch);
     if (!view->known) {
         view->known = true;
         view->mark_seq = access->head.seq; /* hello says it */
@@ -325,8 +342,6 @@ void view_learn_room(struct view *view, const struct history_access *access)
         if (!view_run_get(view, access->head.seq))
             view->durable.epoch = access->head.epoch;
     }
-    if (view->epoch < access->head.epoch)
-        view_new_epoch(view, access->head.epoch);
     view_advance(view);
 }
 
@@ -453,9 +468,19 @@ void view_new_epoch(struct view *view, uint64_t epoch)
 {
     if (epoch <= view->epoch)
         return;
+    if (view->check) { /* what is held may be of epochs in between: one after the other */
+        if (epoch > view->check->next_epoch)
+            view->check->next_epoch = epoch;
+        return;
+    }
+    if (!view->known) { /* nobody was shown anything yet */
+        run_restart(view, 0);
+        view->epoch = epoch;
+        return;
+    }
     /* What was shown above the durable mark under an older epoch may not be in the log, or stand there as something
      * else. */
-    if (run_count(view) > 0 && view->run_top > view->durable.seq && !view->check) {
+    if (run_count(view) > 0 && view->run_top > view->durable.seq) {
         view_advance(view);
         view->epoch = epoch;
         check_start(view);
@@ -526,13 +551,16 @@ static void check_done(struct history_validity *validity, enum err err)
             view->done[0] = validity->valid.seq;
         }
     }
-    durable_to(view, validity->head.seq, validity->head.epoch);
-    view_dirty(view);
-    wake_waiting(view);
     for (size_t i = 0; i < check->held_count; i++) {
         view_shown(view, check->held[i], false);
         entry_drop(check->held[i]);
     }
+    /* Epochs before durable marks: these are believed only about what is the log's. */
+    view_new_epoch(view, check->next_epoch > validity->head.epoch ? check->next_epoch : validity->head.epoch);
+    durable_to(view, validity->head.seq, validity->head.epoch);
+    durable_to(view, check->next_durable.seq, check->next_durable.epoch);
+    view_dirty(view);
+    wake_waiting(view);
     free(check->held);
     free(check);
 }
