@@ -61,6 +61,8 @@ static uint32_t owned_of(
     return owns;
 }
 
+#define STANDBY_LOAD UINT32_MAX /* never the first choice while somebody owns shards */
+
 static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms,
     size_t room_count, bool others)
 {
@@ -78,6 +80,8 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
         candidate->load = (instance->self ? proxy->stream_count : instance->streams) +
                           (uint64_t)proxy->promised[candidate->promised].promised;
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
+        if (!instance->shards) /* entries do not travel yet: it stands by, for when the owner is gone */
+            candidate->load += STANDBY_LOAD;
         n++;
     }
     return n;

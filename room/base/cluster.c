@@ -643,32 +643,25 @@ static bool peer_in_doubt(const struct cluster *cluster, const struct peer *peer
     return !peer->moved && strcmp(instance->url, cluster->url) == 0 && strcmp(peer->id, cluster->id) < 0;
 }
 
-/* The same number on every instance, whatever its build: FNV-1a, then mixed so that the last letters count for all
- * bits. */
-static uint64_t weight(const char *id, const char *shard)
+/*
+ * Entries do not travel between instances yet: a stream is live only where its room's shard is. So all shards belong together, with who
+ * has most of them already (a tie: who was there first); the others stand by and take over when it goes. Each instance
+ * finds the same one without asking.
+ */
+static bool is_ours_to_take(const struct cluster *cluster)
 {
-    uint64_t hash = 0xcbf29ce484222325;
+    uint32_t own = 0;
 
-    for (const char *p = id; *p; p++)
-        hash = (hash ^ (uint8_t)*p) * 0x100000001b3;
-    for (const char *p = shard; *p; p++)
-        hash = (hash ^ (uint8_t)*p) * 0x100000001b3;
-    hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccd;
-    hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53;
-    return hash ^ hash >> 33;
-}
-
-/* Rendezvous hashing over those who live and can: each instance finds the same one without asking. */
-static bool is_ours_to_take(const struct cluster *cluster, const char *shard)
-{
-    uint64_t own = weight(cluster->id, shard);
-
+    for (size_t i = 0; i < cluster->instance_count; i++)
+        if (cluster->instances[i].self)
+            own = cluster->instances[i].shards;
     for (size_t i = 0; i < cluster->instance_count; i++) {
+        const struct cluster_instance *instance = &cluster->instances[i];
         const struct peer *peer = &cluster->peers[i];
 
-        if (cluster->instances[i].self || !peer->ready || cluster->instances[i].draining)
+        if (instance->self || !peer->ready || instance->draining || peer_dead(cluster, peer) || peer_in_doubt(cluster, peer))
             continue;
-        if (!peer_dead(cluster, peer) && !peer_in_doubt(cluster, peer) && weight(peer->id, shard) > own)
+        if (instance->shards > own || (instance->shards == own && strcmp(instance->id, cluster->id) < 0))
             return false;
     }
     return true;
@@ -721,7 +714,7 @@ static void leases_judge(struct cluster *cluster)
             continue;
         }
         cluster->urgent = true;
-        if (!can || (!is_self(cluster, shard->owner) && !is_ours_to_take(cluster, shard->name)))
+        if (!can || (!is_self(cluster, shard->owner) && !is_ours_to_take(cluster)))
             continue;
         if (prospect == IN_DOUBT && lease->looks < LOOKS_NEEDED) {
             look(cluster, i);
