@@ -22,6 +22,9 @@ static const char *const lane_name[PG_LANES] = {"write", "read", "control"};
  * Server-side keepalives and the check for a client that is gone: a backend whose client vanished gives up its locks in
  * seconds, even in the middle of a statement. Nobody may cut a commit short, so the write lane has no
  * statement_timeout, whatever the role's default is.
+ *
+ * Not plan_cache_mode=force_generic_plan: a plan made while a table was young scans all of it until the next ANALYZE
+ * (measured: 19 ms for 3 rows of 200,000, 0.1 ms otherwise), and that costs more than the planning it saves.
  */
 #define SESSION_SETTINGS                                                                  \
     "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=2 -c " \
