@@ -1,7 +1,7 @@
 /*
  * The bare limit of fan-out: accepts N WebSocket connections without looking at them and writes the same ready-made
  * frames to all of them. No rooms, no queues, no broker; what roomd reaches is told as a share of this.
- * Ends when the first reader leaves.
+ * Prints a line when it listens; ends when the first reader leaves.
  *
  *   --port P --streams N
  *   --burst 64   frames to a write, as fast as the sockets take them (the big lever: a write per frame is 20 times
@@ -86,6 +86,8 @@ static void listen_at(struct broadcast *broadcast, int port)
     setsockopt(broadcast->listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     if (bind(broadcast->listener, (struct sockaddr *)&address, sizeof address) || listen(broadcast->listener, 4096))
         give_up("listen", strerror(errno));
+    puts("listening");
+    fflush(stdout);
 }
 
 static void welcome(struct broadcast *broadcast, struct receiver *receiver)

@@ -223,7 +223,8 @@ static inline void reader_read(struct readers *readers, struct reader *reader)
     if (n <= 0)
         give_up("stream", n ? strerror(errno) : "ended by the server");
     readers->bytes += (size_t)n;
-    memcpy(p, reader->left, have);
+    if (have)
+        memcpy(p, reader->left, have);
     have += (size_t)n;
     if (reader->state == READER_ASKED)
         used = reader_head(readers, reader, p, have);
@@ -236,7 +237,8 @@ static inline void reader_read(struct readers *readers, struct reader *reader)
         reader->left = have == used ? NULL : xmalloc(have - used);
     }
     reader->left_n = (uint32_t)(have - used);
-    memcpy(reader->left, p + used, have - used);
+    if (have > used)
+        memcpy(reader->left, p + used, have - used);
 }
 
 /* One look at all readers; never waits. */
