@@ -174,6 +174,7 @@ void sub_free(struct sub *sub);                      /* says nothing; also takes
 void sub_start(struct sub *sub, uint64_t after_seq); /* OPENING -> BEHIND or SIGNALLED */
 void sub_behind(struct sub *sub, uint64_t seq); /* to be served from tail or store after seq, at the reader's pace */
 void sub_pump(struct sub *sub);
+uint64_t sub_stands_at(const struct sub *sub);        /* served (queued) up to here */
 void sub_reset(struct sub *sub, struct cursor valid); /* tells the reader to go back */
 void sub_end(
     struct sub *sub, const char *reason); /* room.left, then frees; a stream with named rooms and none left ends */

@@ -219,12 +219,16 @@ static bool belongs_to(struct item *item, const struct sub *sub)
 void stream_overflow(struct stream *stream)
 {
     stream->proxy->count.overflows++;
-    /* Backwards, so that each sub ends at the place before its first entry that is let go. */
+    /* Backwards, so that each sub ends at the place before its first entry that is let go; and never further on than
+     * where it stands: a reset that stays in the queue takes the reader back there. */
     for (uint32_t i = stream->item_count; i-- > stream->in_flight;) {
         struct item *item = &stream->items[i];
 
-        if (item->sub && item->before < ITEM_DROP)
-            sub_behind(item->sub, item->before);
+        if (item->sub && item->before < ITEM_DROP) {
+            uint64_t stands = sub_stands_at(item->sub);
+
+            sub_behind(item->sub, item->before < stands ? item->before : stands);
+        }
     }
     items_sift(stream, may_go, NULL);
 }

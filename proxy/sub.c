@@ -12,6 +12,11 @@ static bool is_durable(const struct sub *sub)
     return sub->stream->deliver == DELIVER_DURABLE;
 }
 
+uint64_t sub_stands_at(const struct sub *sub)
+{
+    return sub->state == SUB_LIVE ? sub->view->done[is_durable(sub)] : sub->seq;
+}
+
 struct sub *sub_new(struct stream *stream, struct view *view)
 {
     struct sub *sub = xcalloc(1, sizeof *sub);
