@@ -50,15 +50,6 @@ static char *put_u64(char *at, uint64_t value)
     return put(at, digits + n, sizeof digits - n);
 }
 
-/* JSON that a caller wrote, onto one line: a line break can only stand between its tokens, where a blank means the same. */
-static char *put_json(char *at, struct str json)
-{
-    char *end = put(at, json.p, json.n);
-
-    one_line(at, json.n);
-    return end;
-}
-
 /* As buf_json_string; room for 6 bytes per byte is the caller's. */
 static char *put_string(char *at, struct str s)
 {
@@ -98,7 +89,7 @@ static char *put_message(char *at, const struct entry_parts *parts)
     at = put_string(at, parts->kind);
     if (!gone) {
         at = PUT(at, ",\"content\":");
-        at = put_json(at, parts->content);
+        at = put(at, parts->content.p, parts->content.n);
         if (parts->meta.n) {
             *at++ = ',';
             at = put(at, parts->meta.p, parts->meta.n);
@@ -110,17 +101,6 @@ static char *put_message(char *at, const struct entry_parts *parts)
         *at++ = '"';
     }
     return at;
-}
-
-/* Content is shown as the JSON text it came as, and that may have line breaks between its tokens (never inside a string: there they are
- * escaped). An event is one line on every transport, so they become blanks. */
-static void keep_to_one_line(char *p, size_t n)
-{
-    static const char breaks[] = {'\n', '\r'};
-
-    for (size_t i = 0; i < sizeof breaks; i++)
-        for (char *at = p; (at = memchr(at, breaks[i], n - (size_t)(at - p))); at++)
-            *at = ' ';
 }
 
 struct entry *entry_new(const struct entry_parts *parts)
@@ -152,11 +132,11 @@ struct entry *entry_new(const struct entry_parts *parts)
         at = put_message(at, parts);
     } else if (parts->content.n) {
         *at++ = ',';
-        at = put_json(at, parts->content);
+        at = put(at, parts->content.p, parts->content.n);
     }
     *at++ = '}';
     entry->n = (uint32_t)(at - entry->json);
-    keep_to_one_line(entry->json, entry->n);
+    one_line(entry->json, entry->n); /* content is the JSON text it came as: line breaks may stand between its tokens */
     assert(entry->n <= most);
     return entry;
 }

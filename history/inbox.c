@@ -31,6 +31,10 @@ static void on_delivered(void *owner, const struct amqp_delivery *delivery)
      * owner. */
     if (shard->state != SHARD_RUNNING)
         return;
+    if (!cluster_sure(history->cluster)) { /* read before any timer could run: the shard may be another's by now */
+        shard_give_back(shard);
+        return;
+    }
     err = envelope_read(&envelope, delivery->body, &source, &why);
     if (delivery->body_bytes > delivery->body.n) {
         err = ERR_TOO_LARGE;

@@ -232,6 +232,22 @@ void shard_channel_lost(struct shard *shard, enum err err, struct str text)
     look_later(shard, LOOK_EVERY_MS);
 }
 
+static void on_given_back(void *owner)
+{
+    (void)owner;
+}
+
+void shard_give_back(struct shard *shard)
+{
+    log_warn("shard.given_back", "shard=%s reason=\"this process stood still\"", shard->name);
+    amqp_consumer_close(shard->consumer, on_given_back);
+    shard->consumer = NULL;
+    sequencer_channel_lost(shard->sequencer);
+    shard_mark_dirty(shard);
+    shard_enter(shard, SHARD_WAITING);
+    look_later(shard, LOOK_EVERY_MS);
+}
+
 /* --------------------------------------------------------------------------------------------------------------- the
  * end */
 

@@ -1,0 +1,122 @@
+"""Broker, database and instance fail in the middle of traffic. Each test ends with the log checked: every confirmed message exactly once, seq without a hole,
+each publisher's order; and with what a stream that came back saw."""
+import pytest
+
+from roomd import wait_for
+
+
+def start(new_cluster, **settings):
+    cluster = new_cluster(settings=settings)
+    rooms = [cluster.api.create_room("p1", "p2", "reader")["room_id"] for _ in range(4)]
+    return cluster, rooms
+
+
+def last_seqs(cluster, rooms):
+    return {room: cluster.rows("select last_seq from room_head join room using (room_no) where room_id = %s", room)[0][0] for room in rooms}
+
+
+def follow_up_to(cluster, stream, rooms):
+    """The stream has everything that is in the log, reconnecting when it was cut off."""
+    for room, seq in last_seqs(cluster, rooms).items():
+        stream.read_seq(room, seq, deadline=30)
+        assert stream.contiguous(room) == list(range(1, seq + 1))
+
+
+def traffic_through(cluster, rooms, fault, rate=200, before=100, after=300):
+    with cluster.load(rooms, rate=rate, accounts=["p1", "p2"]) as load:
+        load.wait_confirmed(before)
+        fault()
+        load.wait_confirmed(len(load.confirmed) + after, deadline=90)
+    published = load.confirmed
+    wait_for(lambda: sum(last_seqs(cluster, rooms).values()) >= len(published), 60, what="all in the log")
+    cluster.check_log(rooms, published)
+    return published
+
+
+@pytest.mark.deadline(240)
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_broker_goes_and_comes_back(new_cluster, broker, how):
+    cluster, rooms = start(new_cluster)
+    stream = cluster.open_stream("reader", rooms, after=[f"{room}@0:0" for room in rooms])
+    traffic_through(cluster, rooms, lambda: ((broker.stop if how == "restart" else broker.kill)(), broker.start()))
+    follow_up_to(cluster, stream, rooms)  # a stream does not even notice
+
+
+@pytest.mark.deadline(240)
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_the_database_goes_and_comes_back(new_cluster, database, mode):
+    cluster, rooms = start(new_cluster)
+    stream = cluster.open_stream("reader", rooms, after=[f"{room}@0:0" for room in rooms])
+    traffic_through(cluster, rooms, lambda: (database.stop(mode), database.start()))
+    follow_up_to(cluster, stream, rooms)
+
+
+@pytest.mark.deadline(240)
+def test_while_the_database_is_away_streams_go_on_and_nothing_is_lost(new_cluster, database):
+    cluster, rooms = start(new_cluster)
+    stream = cluster.open_stream("reader", rooms[:1])
+    publisher = cluster.publisher()
+    publisher.publish(rooms[0], "p1", content="before")
+    stream.read_message(rooms[0], content="before")
+    database.stop("immediate")
+    try:
+        published = [publisher.publish(rooms[0], "p1", content=f"away {n}") for n in range(50)]
+        for n in range(50):
+            stream.read_message(rooms[0], content=f"away {n}", deadline=5)
+    finally:
+        database.start()
+    wait_for(lambda: last_seqs(cluster, rooms[:1])[rooms[0]] == 51, 30, what="all in the log")
+    stream.read_type("durable", room_id=rooms[0], seq=51)
+    cluster.check_log(rooms, publisher.confirmed)
+    assert published
+
+
+@pytest.mark.deadline(240)
+def test_the_instance_is_killed_and_started_again(new_cluster):
+    cluster, rooms = start(new_cluster)
+    instance = cluster.instances[0]
+    stream = cluster.open_stream("reader", rooms, after=[f"{room}@0:0" for room in rooms])
+    for _ in range(3):
+        traffic_through(cluster, rooms, lambda: (instance.kill9(), instance.start()), after=100)
+        stream.wait_closed()
+        stream = stream.reconnect()
+        follow_up_to(cluster, stream, rooms)
+
+
+@pytest.mark.deadline(240)
+def test_an_instance_that_stood_still_goes_on(new_cluster):
+    cluster, rooms = start(new_cluster, lease_ttl_ms=2000, beat_ms=500)
+    instance = cluster.instances[0]
+
+    def stand_still():
+        instance.sigstop()
+        try:
+            # Longer than a lease; what is waited for is time itself, seen by somebody else.
+            cluster.rows("select pg_sleep(4)")
+        finally:
+            instance.sigcont()
+
+    traffic_through(cluster, rooms, stand_still)
+    wait_for(instance.ready, 20, what="ready again")
+
+
+@pytest.mark.deadline(240)
+def test_the_memory_alarm_of_the_broker_is_told_at_once(new_cluster, broker):
+    cluster, rooms = start(new_cluster)
+    cluster.api.push(rooms[0], "p1", "before")
+    with broker.alarm():
+        wait_for(lambda: cluster.api.error("history/Push", room_id=rooms[0], sender="p1", kind="text", content="blocked") == (503, "unavailable"), 20, what="unavailable")
+    cluster.api.until_ok("history/Push", room_id=rooms[0], sender="p1", kind="text", content="after", client_msg_id="after")
+    cluster.check_log(rooms)
+
+
+@pytest.mark.deadline(240)
+def test_a_second_instance_gets_no_lease_and_takes_over_when_the_first_is_killed(new_cluster):
+    cluster, rooms = start(new_cluster)
+    second = cluster.start()
+    assert second.readyz()["ready"] is False
+    assert "another instance" in second.readyz()["reason"]
+    answer = cluster.api.ok("history/PullByActiveConnection", account_id="reader", rooms=[{"room_id": rooms[0]}])
+    assert [endpoint["url"] for endpoint in answer["endpoints"]] == [cluster.instances[0].url, second.url]
+    traffic_through(cluster, rooms, cluster.instances[0].kill9, after=100)
+    assert second.readyz()["ready"] is True
