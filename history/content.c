@@ -74,7 +74,7 @@ bool content_add_mention(struct content_facts *facts, struct json account)
     struct buf scratch = {0};
     struct str text;
     bool ok = account.type == JSON_STRING && json_string(account, &scratch, &text) &&
-        (account_valid(text) || str_is(text, "@all")) && mention_add(facts, text);
+              (account_valid(text) || str_is(text, "@all")) && mention_add(facts, text);
 
     buf_clear(&scratch);
     return ok;
@@ -92,7 +92,8 @@ static bool check_mention(struct json part, size_t index, struct content_facts *
         return mention_add(facts, STR("@all")) || refuse_part("parts", index, "is one mention too many");
     if (user.type == JSON_NONE)
         return refuse_part("parts", index, "is a mention without user_id or mention_type \"all\"");
-    return content_add_mention(facts, user) || refuse_part("parts", index, "mentions no valid account, or one too many");
+    return content_add_mention(facts, user) ||
+           refuse_part("parts", index, "mentions no valid account, or one too many");
 }
 
 static bool check_part(struct json part, size_t index, struct content_facts *facts)

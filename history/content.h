@@ -14,9 +14,9 @@
 #define FORWARD_MESSAGES_MAX 100
 
 struct content_facts {
-    uint64_t quote_seq;     /* 0 = none */
-    struct json quote;      /* where it stood, for the error text */
-    struct buf mentions;    /* JSON array text, empty = none; the caller's to clear */
+    uint64_t quote_seq;  /* 0 = none */
+    struct json quote;   /* where it stood, for the error text */
+    struct buf mentions; /* JSON array text, empty = none; the caller's to clear */
     size_t mention_count;
 };
 

@@ -106,7 +106,8 @@ static char *put_message(char *at, const struct entry_parts *parts)
 struct entry *entry_new(const struct entry_parts *parts)
 {
     const char *name = entry_type_name(parts->type);
-    size_t most = 256 + parts->room_id.n + parts->content.n + parts->meta.n + 6 * (parts->sender.n + parts->client_msg_id.n) + parts->kind.n;
+    size_t most = 256 + parts->room_id.n + parts->content.n + parts->meta.n +
+                  6 * (parts->sender.n + parts->client_msg_id.n) + parts->kind.n;
     struct entry *entry = xmalloc(sizeof *entry + most);
     char *at = entry->json;
 

@@ -1,6 +1,6 @@
 /*
- * An entry: one seq of one room's log, encoded once as the JSON event that streams and Pull show, then shared by all who
- * hold it and never changed. Counted; thread: the loop's.
+ * An entry: one seq of one room's log, encoded once as the JSON event that streams and Pull show, then shared by all
+ * who hold it and never changed. Counted; thread: the loop's.
  */
 #ifndef ROOMD_HISTORY_ENTRY_H
 #define ROOMD_HISTORY_ENTRY_H
@@ -64,8 +64,8 @@ struct cursor {
     uint64_t epoch; /* UINT64_MAX: a bare seq of unknown epoch */
     uint64_t seq;
 };
-bool cursor_read(struct cursor *cursor, struct str text);                                       /* "3:57" or "57" */
-size_t cursor_write(char text[CURSOR_TEXT_MAX], struct cursor cursor);                          /* length; NUL-terminated */
-bool position_read(struct str text, struct str *room_id, struct cursor *cursor);               /* "<room_id>@3:57" */
+bool cursor_read(struct cursor *cursor, struct str text);                        /* "3:57" or "57" */
+size_t cursor_write(char text[CURSOR_TEXT_MAX], struct cursor cursor);           /* length; NUL-terminated */
+bool position_read(struct str text, struct str *room_id, struct cursor *cursor); /* "<room_id>@3:57" */
 
 #endif

@@ -19,14 +19,52 @@
 
 /* The fields a body may have; what is not here is ignored. */
 enum field {
-    F_V, F_ROOM_ID, F_SENDER, F_KIND, F_CONTENT, F_CLIENT_MSG_ID, F_SENT_AT, F_MENTIONS, F_QUOTE_SEQ, F_TRANSIENT,
-    F_OP, F_OP_ID, F_BY, F_AT, F_ACCOUNT_IDS, F_ROLE, F_REASON, F_NAME, F_NOTICE, F_OWNER, F_MEMBER_LIMIT, F_EXTRA,
+    F_V,
+    F_ROOM_ID,
+    F_SENDER,
+    F_KIND,
+    F_CONTENT,
+    F_CLIENT_MSG_ID,
+    F_SENT_AT,
+    F_MENTIONS,
+    F_QUOTE_SEQ,
+    F_TRANSIENT,
+    F_OP,
+    F_OP_ID,
+    F_BY,
+    F_AT,
+    F_ACCOUNT_IDS,
+    F_ROLE,
+    F_REASON,
+    F_NAME,
+    F_NOTICE,
+    F_OWNER,
+    F_MEMBER_LIMIT,
+    F_EXTRA,
     FIELDS
 };
 static const struct str field_names[FIELDS] = {
-    {"v", 1}, {"room_id", 7}, {"sender", 6}, {"kind", 4}, {"content", 7}, {"client_msg_id", 13}, {"sent_at", 7},
-    {"mentions", 8}, {"quote_seq", 9}, {"transient", 9}, {"op", 2}, {"op_id", 5}, {"by", 2}, {"at", 2},
-    {"account_ids", 11}, {"role", 4}, {"reason", 6}, {"name", 4}, {"notice", 6}, {"owner", 5}, {"member_limit", 12},
+    {"v", 1},
+    {"room_id", 7},
+    {"sender", 6},
+    {"kind", 4},
+    {"content", 7},
+    {"client_msg_id", 13},
+    {"sent_at", 7},
+    {"mentions", 8},
+    {"quote_seq", 9},
+    {"transient", 9},
+    {"op", 2},
+    {"op_id", 5},
+    {"by", 2},
+    {"at", 2},
+    {"account_ids", 11},
+    {"role", 4},
+    {"reason", 6},
+    {"name", 4},
+    {"notice", 6},
+    {"owner", 5},
+    {"member_limit", 12},
     {"extra", 5},
 };
 
@@ -160,7 +198,8 @@ static enum err read_fields(struct reading *r)
     return ERR_OK;
 }
 
-/* Unescaped texts may live in scratch: it is made as large as they can ever be, once, so that slices of it stay good. */
+/* Unescaped texts may live in scratch: it is made as large as they can ever be, once, so that slices of it stay good.
+ */
 static bool take_string(struct reading *r, enum field field, struct str *out)
 {
     struct json value = r->field[field];
@@ -191,7 +230,8 @@ static enum err read_room(struct reading *r)
         return refuse(r, ERR_BAD_REQUEST, "room_id must be the id of a room, as Create answered it");
     envelope->room_id = room_id;
     if (!str_eq(envelope->shard, r->source->shard))
-        return refuse(r, ERR_BAD_REQUEST, "room_id belongs to another shard: the routing key is what stands before its dot");
+        return refuse(
+            r, ERR_BAD_REQUEST, "room_id belongs to another shard: the routing key is what stands before its dot");
     return ERR_OK;
 }
 

@@ -1,6 +1,6 @@
 /*
- * A message body as it comes from the broker, checked completely before anything else looks at it: what a publisher wrote
- * (exchange roomd.room) or an op of our own (exchange roomd.op, which only roomd's broker user may write).
+ * A message body as it comes from the broker, checked completely before anything else looks at it: what a publisher
+ * wrote (exchange roomd.room) or an op of our own (exchange roomd.op, which only roomd's broker user may write).
  * Source: docs/protocol.md#messages. Thread: the loop's.
  */
 #ifndef ROOMD_HISTORY_ENVELOPE_H
@@ -29,7 +29,7 @@ struct envelope {
     struct bytes *text; /* its JSON: the same bytes, or what MessagePack became */
     struct str content_type;
     struct str room_id, shard, sender, kind, content, client_msg_id;
-    struct str meta; /* sent_at, quote_seq, mentions: JSON members without braces, as entries show them */
+    struct str meta;         /* sent_at, quote_seq, mentions: JSON members without braces, as entries show them */
     struct id128 message_id; /* of an op: the op's id */
     int64_t hash;
     uint64_t quote_seq; /* 0 = none */
@@ -38,14 +38,14 @@ struct envelope {
 
     enum op_kind op;
     struct str name, notice, owner, extra; /* OP_ROOM_UPDATE; p NULL = as it is; extra is JSON text */
-    int32_t member_limit;    /* OP_ROOM_UPDATE; -1 = as it is */
+    int32_t member_limit;                  /* OP_ROOM_UPDATE; -1 = as it is */
     struct str reason;
-    struct str by;           /* whose act it is; empty = the service's */
-    enum role role;          /* OP_MEMBER_ADD */
-    uint64_t called_at;      /* unix ms at the instance that took the call */
-    struct str *accounts;    /* OP_MEMBER_*: each once, in the order given; OP_ROOM_UPDATE: the new owner */
+    struct str by;        /* whose act it is; empty = the service's */
+    enum role role;       /* OP_MEMBER_ADD */
+    uint64_t called_at;   /* unix ms at the instance that took the call */
+    struct str *accounts; /* OP_MEMBER_*: each once, in the order given; OP_ROOM_UPDATE: the new owner */
     size_t account_count;
-    struct buf scratch;      /* unescaped texts */
+    struct buf scratch; /* unescaped texts */
     struct buf meta_text;
     char *type_text;
 };
@@ -53,16 +53,19 @@ struct envelope {
 /*
  * Check and read. On anything but ERR_OK *why is a sentence, and room_id/sender/client_msg_id/message_id are
  * filled as far as they could be read (for the dead letter and message.rejected).
- *   ERR_BAD_REQUEST, ERR_TOO_LARGE (content above content_max_bytes), ERR_FORBIDDEN (an op not from roomd.op, or the other way round)
+ *   ERR_BAD_REQUEST, ERR_TOO_LARGE (content above content_max_bytes), ERR_FORBIDDEN (an op not from roomd.op, or the
+ * other way round)
  */
 struct envelope_source {
     bool from_op_exchange;
     struct str content_type, content_encoding;
-    struct str shard;         /* the queue's: another shard's room is bad_request */
-    struct str message_id;    /* the AMQP property: stands in for a missing client_msg_id, so that a redelivery has the same id */
+    struct str shard; /* the queue's: another shard's room is bad_request */
+    struct str
+        message_id; /* the AMQP property: stands in for a missing client_msg_id, so that a redelivery has the same id */
     int64_t content_max_bytes;
 };
-MUST_USE enum err envelope_read(struct envelope **out, struct str body, const struct envelope_source *source, const char **why);
+MUST_USE enum err envelope_read(
+    struct envelope **out, struct str body, const struct envelope_source *source, const char **why);
 void envelope_free(struct envelope *envelope);
 
 #endif

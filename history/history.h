@@ -1,13 +1,14 @@
 /*
  * What was said: the log of every room, as the rest of the program sees it.
  *
- *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack       one struct shard each, while its lease is ours
- *   in   (calls)  history_push, history_op: publish, confirm, wait for the owner's answer
- *   out  (news)   struct history_events: what streams show; connected by main to the proxy
- *   out  (reads)  history_pull: pages of committed entries, long poll without polling
+ *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack       one struct shard each, while its lease is
+ * ours in   (calls)  history_push, history_op: publish, confirm, wait for the owner's answer out  (news)   struct
+ * history_events: what streams show; connected by main to the proxy out  (reads)  history_pull: pages of committed
+ * entries, long poll without polling
  *
- * Every asynchronous function answers exactly once, later, on the loop, through the done of its request, which is embedded in the caller's
- * operation and must live until then. Slices in requests must live until done as well. Thread: the loop's.
+ * Every asynchronous function answers exactly once, later, on the loop, through the done of its request, which is
+ * embedded in the caller's operation and must live until then. Slices in requests must live until done as well. Thread:
+ * the loop's.
  */
 #ifndef ROOMD_HISTORY_HISTORY_H
 #define ROOMD_HISTORY_HISTORY_H
@@ -21,52 +22,59 @@
 
 struct history;
 
-/* News, in the order in which a reader may see them. Connected by main; all are called on the loop, several per turn. */
+/* News, in the order in which a reader may see them. Connected by main; all are called on the loop, several per turn.
+ */
 struct history_events {
     void *arg;
-    /* An entry of a room on a shard we own (later: also from the feed). durable: committed when shown, else it is early. Ascending seq per room,
-     * but for one case: a void (durable) may come for a seq shown early as a message, which is then to be forgotten. Hold it to keep it. */
+    /* An entry of a room on a shard we own (later: also from the feed). durable: committed when shown, else it is
+     * early. Ascending seq per room, but for one case: a void (durable) may come for a seq shown early as a message,
+     * which is then to be forgotten. Hold it to keep it. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All up to seq is committed. */
     void (*durable)(void *arg, struct str room_id, uint64_t seq);
     void (*transient)(void *arg, struct str room_id, struct str json);
     /* To the sender's streams: message.rejected. */
     void (*rejected)(void *arg, struct str account, struct str json);
-    /* The shard is ours under this epoch from now on, or was lost: views of its rooms that showed entries above their durable mark have to look (reset). */
+    /* The shard is ours under this epoch from now on, or was lost: views of its rooms that showed entries above their
+     * durable mark have to look (reset). */
     void (*epoch)(void *arg, struct str shard, uint64_t epoch, bool ours);
 };
 
 MUST_USE enum err history_start(struct history **out, uv_loop_t *loop, const struct config *config, struct pg *pg,
     const struct history_events *events);
 /* main makes these after history_start (their callbacks need it) and hands them over. */
-void history_connect(struct history *history, struct cluster *cluster, struct amqp_link *publish, struct amqp_link *consume);
+void history_connect(
+    struct history *history, struct cluster *cluster, struct amqp_link *publish, struct amqp_link *consume);
 /* Called by main's callbacks of cluster and links. */
 void history_lease_taken(struct history *history, struct str shard, uint64_t epoch);
 void history_lease_lost(struct history *history, struct str shard);
 void history_lease_probe(struct history *history, struct str shard);
 void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
-/* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest after `within_ms`. */
+/* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest
+ * after `within_ms`. */
 void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg);
-/* Frees, once libuv has closed its handles. The links are closed before, or right after in the same turn: no callback of theirs may come in between.
- * pg must still be there. */
+/* Frees, once libuv has closed its handles. The links are closed before, or right after in the same turn: no callback
+ * of theirs may come in between. pg must still be there. */
 void history_stop(struct history *history);
 
-bool history_ready(const struct history *history);          /* topology declared, publish link up and not blocked */
+bool history_ready(const struct history *history); /* topology declared, publish link up and not blocked */
 const char *history_why_not_ready(const struct history *history); /* a sentence for readyz; NULL when ready */
-size_t history_shards_ours(const struct history *history);  /* consuming */
+size_t history_shards_ours(const struct history *history);        /* consuming */
 
-/* --- facts about a room for a reader or caller: from memory when we own its shard, else one query, batched per turn --- */
+/* --- facts about a room for a reader or caller: from memory when we own its shard, else one query, batched per turn
+ * --- */
 struct history_access {
     struct str room_id, account; /* account empty: no membership asked */
     void (*done)(struct history_access *access, enum err err);
-    /* ERR_OK | ERR_NO_SUCH_ROOM | ERR_NOT_MEMBER | ERR_UNAVAILABLE. A removed room is ERR_OK with removed. Filled on ERR_OK and ERR_NOT_MEMBER: */
+    /* ERR_OK | ERR_NO_SUCH_ROOM | ERR_NOT_MEMBER | ERR_UNAVAILABLE. A removed room is ERR_OK with removed. Filled on
+     * ERR_OK and ERR_NOT_MEMBER: */
     int64_t room_no;
     bool removed, since_join;
     enum role role;
     uint64_t join_seq;
-    struct cursor head;       /* durable, with the epoch of the entry there */
-    struct list link;         /* history's */
+    struct cursor head; /* durable, with the epoch of the entry there */
+    struct list link;   /* history's */
     size_t nth;
 };
 void history_ask_access(struct history *history, struct history_access *access);
@@ -75,17 +83,19 @@ void history_access_forget(struct history_access *access); /* done will not come
 /* --- Push --- */
 enum history_wait { WAIT_CONFIRMED, WAIT_SEQUENCED, WAIT_DURABLE };
 struct history_push {
-    struct str room_id, sender, kind, content, client_msg_id; /* client_msg_id empty: minted; all valid by name.h, content checked JSON */
-    struct str meta;          /* sent_at, mentions, quote_seq as JSON members without braces; may be empty */
+    struct str room_id, sender, kind, content,
+        client_msg_id; /* client_msg_id empty: minted; all valid by name.h, content checked JSON */
+    struct str meta;   /* sent_at, mentions, quote_seq as JSON members without braces; may be empty */
     bool transient;
     enum history_wait wait;
     void (*done)(struct history_push *push, enum err err);
-    /* ERR_OK; ERR_NO_SUCH_ROOM, ERR_ROOM_GONE, ERR_NOT_MEMBER, ERR_UNAVAILABLE, ERR_TIMEOUT, and with wait: ERR_CONFLICT and what else the owner refuses with. On ERR_OK: */
+    /* ERR_OK; ERR_NO_SUCH_ROOM, ERR_ROOM_GONE, ERR_NOT_MEMBER, ERR_UNAVAILABLE, ERR_TIMEOUT, and with wait:
+     * ERR_CONFLICT and what else the owner refuses with. On ERR_OK: */
     struct id128 message_id;
     char client_msg_id_text[CLIENT_MSG_ID_MAX_BYTES + 1]; /* the one given or minted */
-    uint64_t seq;             /* waited for */
+    uint64_t seq;                                         /* waited for */
     bool duplicate;
-    void *impl;               /* history's */
+    void *impl; /* history's */
 };
 void history_push(struct history *history, struct history_push *push);
 
@@ -93,14 +103,14 @@ void history_push(struct history *history, struct history_push *push);
 struct history_op {
     struct str room_id;
     enum op_kind kind;
-    struct str args;          /* JSON members without braces, e.g. "account_ids":["a"],"role":"member" */
-    struct str by;            /* whose act; empty = the service */
-    struct str request_id;    /* empty: none */
+    struct str args;       /* JSON members without braces, e.g. "account_ids":["a"],"role":"member" */
+    struct str by;         /* whose act; empty = the service */
+    struct str request_id; /* empty: none */
     void (*done)(struct history_op *op, enum err err);
     /* ERR_OK and what the owner refused with; ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK: */
     uint64_t seq;
-    struct str result;        /* JSON members without braces ("added":[…],"already":[…]); good for the call */
-    bool duplicate;           /* answered from an earlier call with this request_id */
+    struct str result; /* JSON members without braces ("added":[…],"already":[…]); good for the call */
+    bool duplicate;    /* answered from an earlier call with this request_id */
     void *impl;
 };
 void history_submit_op(struct history *history, struct history_op *op);
@@ -110,12 +120,13 @@ enum pull_from { PULL_LATEST, PULL_AFTER, PULL_BEFORE };
 struct history_pull {
     struct str room_id, account; /* account empty: not checked */
     enum pull_from from;
-    struct cursor after;      /* PULL_AFTER */
-    uint64_t before;          /* PULL_BEFORE */
-    int limit;                /* 1–500 */
-    int64_t wait_ms;          /* PULL_AFTER: answer when there is something, at the latest then */
+    struct cursor after; /* PULL_AFTER */
+    uint64_t before;     /* PULL_BEFORE */
+    int limit;           /* 1–500 */
+    int64_t wait_ms;     /* PULL_AFTER: answer when there is something, at the latest then */
     void (*done)(struct history_pull *pull, enum err err);
-    /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_NOT_MEMBER, ERR_UNAVAILABLE. On ERR_OK, good for the call (hold entries to keep them): */
+    /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_NOT_MEMBER, ERR_UNAVAILABLE. On ERR_OK, good for the call (hold entries to keep
+     * them): */
     struct entry **entries;
     size_t count;
     struct cursor head;
@@ -128,28 +139,30 @@ struct history_pull {
 void history_pull(struct history *history, struct history_pull *pull);
 void history_pull_cancel(struct history *history, struct history_pull *pull); /* done will not come */
 
-/* --- ranges for streams that catch up: committed entries after `after_seq`, at most `limit`, shared by all who want the same --- */
+/* --- ranges for streams that catch up: committed entries after `after_seq`, at most `limit`, shared by all who want
+ * the same --- */
 struct history_range {
     int64_t room_no;
     struct str room_id;
     uint64_t after_seq;
-    uint64_t up_to_seq;       /* last one wanted */
+    uint64_t up_to_seq; /* last one wanted */
     int limit;
     void (*done)(struct history_range *range, enum err err); /* ERR_OK, ERR_UNAVAILABLE, ERR_TIMEOUT */
-    struct entry **entries;   /* good for the call; hold to keep */
+    struct entry **entries;                                  /* good for the call; hold to keep */
     size_t count;
     struct list link;
 };
 void history_read_range(struct history *history, struct history_range *range);
 void history_range_forget(struct history_range *range);
 
-/* --- where is a cursor valid: the largest seq' <= cursor.seq in the log whose entry has an epoch <= cursor.epoch --- */
+/* --- where is a cursor valid: the largest seq' <= cursor.seq in the log whose entry has an epoch <= cursor.epoch ---
+ */
 struct history_validity {
     int64_t room_no;
     struct cursor cursor;
     void (*done)(struct history_validity *validity, enum err err);
-    struct cursor valid;      /* what of it is valid, with the epoch of the entry there */
-    struct cursor head;       /* durable head at that time */
+    struct cursor valid; /* what of it is valid, with the epoch of the entry there */
+    struct cursor head;  /* durable head at that time */
     struct list link;
     size_t nth;
 };
@@ -157,7 +170,8 @@ void history_check_cursor(struct history *history, struct history_validity *vali
 void history_validity_forget(struct history_validity *validity);
 
 /* How lists of rooms show an entry (room.h, rooms_show_entries_with): the row's ENTRY_COLUMNS begin at `column`. */
-void history_write_row(struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
+void history_write_row(
+    struct buf *out, struct str room_id, int64_t room_no, const PGresult *result, int row, int column);
 
 /* The epoch under which the shard of a room is sequenced now, and whether by us. 0: unknown. */
 uint64_t history_epoch(const struct history *history, struct str room_id, bool *ours);

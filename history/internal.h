@@ -139,7 +139,8 @@ void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when
 void shard_drain_force(struct shard *shard); /* the time is over: close and release with what is not committed */
 void shard_channel_started(struct shard *shard);
 void shard_channel_lost(struct shard *shard, enum err err, struct str text);
-void shard_give_back(struct shard *shard); /* this process stood still: the channel is closed, its deliveries come again when the lease is sure */
+void shard_give_back(struct shard
+        *shard); /* this process stood still: the channel is closed, its deliveries come again when the lease is sure */
 void shard_free_all(struct history *history); /* the links are closed, or about to be */
 
 /* ------------------------------------------------------------------------------------------------------------- inbox

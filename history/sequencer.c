@@ -81,8 +81,7 @@ static void unpark(struct sequencer *s, struct delivery *parked)
     s->counters.unpersisted_bytes -= parked->envelope->body->n;
 }
 
-void sequencer_deliver(
-    struct sequencer *s, uint64_t tag, bool redelivered, struct envelope *envelope, uint64_t now_ms)
+void sequencer_deliver(struct sequencer *s, uint64_t tag, bool redelivered, struct envelope *envelope, uint64_t now_ms)
 {
     struct delivery delivery = {.envelope = envelope, .tag = tag, .redelivered = redelivered};
     struct seq_room *room = room_find_or_make(s, envelope->room_id);
@@ -169,7 +168,8 @@ static void resolve(struct seq_needs *needs, struct str *text)
     text->p = needs->text.p + ((uintptr_t)text->p - 1);
 }
 
-/* Is the log asked for the id? Always for ops: one that only the COMMIT finds to be a repeat would have changed members in memory meanwhile. */
+/* Is the log asked for the id? Always for ops: one that only the COMMIT finds to be a repeat would have changed members
+ * in memory meanwhile. */
 static bool looks_up_id(const struct delivery *delivery)
 {
     return !delivery->envelope->transient && (delivery->redelivered || delivery->envelope->op);
@@ -195,8 +195,8 @@ static bool lacks_facts(struct sequencer *s, const struct delivery *delivery)
     return !envelope->op && envelope->sender.p[0] != '@' && !member_find(s, room, envelope->sender);
 }
 
-/* Everything a parked delivery is decided by, also what memory holds now: it may be evicted before the answer is there, and an answered
- * delivery takes what memory does not hold for absent. */
+/* Everything a parked delivery is decided by, also what memory holds now: it may be evicted before the answer is there,
+ * and an answered delivery takes what memory does not hold for absent. */
 static void need_all(struct seq_needs *needs, const struct delivery *delivery)
 {
     const struct envelope *envelope = delivery->envelope;
@@ -269,12 +269,13 @@ void sequencer_fact_room(struct sequencer *s, const struct seq_needs *needs, con
     room->counted = fact->counted;
 }
 
-void sequencer_fact_member(struct sequencer *s, const struct seq_needs *needs, struct str room_id, struct str account, enum role role,
-    uint64_t join_seq)
+void sequencer_fact_member(struct sequencer *s, const struct seq_needs *needs, struct str room_id, struct str account,
+    enum role role, uint64_t join_seq)
 {
     struct seq_room *room = room_find(s, room_id);
 
-    /* What memory holds is newer: it may be a change on its way to the database. And an answer to a question from before a change was committed may be older than that. */
+    /* What memory holds is newer: it may be a change on its way to the database. And an answer to a question from
+     * before a change was committed may be older than that. */
     if (room && room->loaded && needs->asking > room->stale_asking && role && !member_find(s, room, account))
         member_put(s, room, account, role, join_seq);
 }
@@ -293,8 +294,7 @@ static void mark_dead(struct sequencer *s, struct str room_id, struct id128 mess
     }
 }
 
-void sequencer_fact_id(
-    struct sequencer *s, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash)
+void sequencer_fact_id(struct sequencer *s, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash)
 {
     if (!seq)
         mark_dead(s, room_id, message_id);
@@ -422,8 +422,8 @@ static bool settle_repeat(struct sequencer *s, struct delivery *delivery)
     if (!seen)
         return false;
     if (seen->hash != envelope->hash) {
-        row_dead(s, row_new(s, delivery->room->loaded ? delivery->room : NULL, delivery), envelope->message_id, ERR_CONFLICT,
-            err_sentence(ERR_CONFLICT));
+        row_dead(s, row_new(s, delivery->room->loaded ? delivery->room : NULL, delivery), envelope->message_id,
+            ERR_CONFLICT, err_sentence(ERR_CONFLICT));
         return true;
     }
     s->counters.duplicates_total++;
@@ -590,7 +590,10 @@ void sequencer_committed(struct sequencer *s, struct seq_row *row)
         entry_committed(s, row);
     ask_anew(s, row->envelope->room_id, row->envelope->message_id);
     s->events.settled(s->events.arg, row->envelope->message_id, row->dead ? row->dead : row->result,
-        row->of_seq ? row->of_seq : row->entry && !row->dead ? row->entry->seq : 0, row->of_seq != 0, row->envelope->op ? row->meta : (struct str){NULL, 0});
+        row->of_seq                ? row->of_seq
+        : row->entry && !row->dead ? row->entry->seq
+                                   : 0,
+        row->of_seq != 0, row->envelope->op ? row->meta : (struct str){NULL, 0});
     ring_settle_row(&s->ring, row);
     row_free(s, row);
     if (room && room->reload && room_idle(room))
@@ -683,8 +686,7 @@ bool sequencer_find_room(struct sequencer *s, struct str room_id, struct seq_roo
     return true;
 }
 
-enum role sequencer_find_member(
-    struct sequencer *s, struct str room_id, struct str account, uint64_t *join_seq)
+enum role sequencer_find_member(struct sequencer *s, struct str room_id, struct str account, uint64_t *join_seq)
 {
     struct seq_room *room = room_find(s, room_id);
     struct known_member *member = room && room->loaded ? member_find(s, room, account) : NULL;

@@ -1,18 +1,20 @@
 /*
- * The sequencer of one shard under one epoch: deliveries, facts and commits go in; entries, rows to commit, acks and needs
- * come out. A pure state machine: no loop, no database, no broker; time is an argument. It can be run a million times with
- * crashes, redelivery and takeovers and be checked against the promises (tests/unit/test_sequencer_histories.c).
+ * The sequencer of one shard under one epoch: deliveries, facts and commits go in; entries, rows to commit, acks and
+ * needs come out. A pure state machine: no loop, no database, no broker; time is an argument. It can be run a million
+ * times with crashes, redelivery and takeovers and be checked against the promises
+ * (tests/unit/test_sequencer_histories.c).
  *
  * The way of a delivery:
  *
- *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row ─▶ COMMIT ─▶ shown durable, settled
- *               │ facts missing: the room is parked, everything of that room waits in order, other rooms go on
- *               └ refused: a dead-letter row, settled by the same COMMIT as the rows around it
+ *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row ─▶
+ * COMMIT ─▶ shown durable, settled │ facts missing: the room is parked, everything of that room waits in order, other
+ * rooms go on └ refused: a dead-letter row, settled by the same COMMIT as the rows around it
  *
  * Rules (docs/design.md tells why):
  *  - dedup comes before membership: a message that is in the log stays accepted whoever left since;
  *  - every valid op takes a seq, a void when it changes nothing or is refused, so that its repeat is recognised;
- *  - an op is a barrier: it and what follows it in its room are shown after its COMMIT; only plain messages are ever early;
+ *  - an op is a barrier: it and what follows it in its room are shown after its COMMIT; only plain messages are ever
+ * early;
  *  - no renumbering within an epoch: what turns out to be a late duplicate or refused becomes a void at its seq;
  *  - uncommitted ids are never forgotten; absence (no room, no member) is never remembered.
  *
@@ -41,7 +43,7 @@ struct seq_member_change {
 /* What a commit must write for the room itself; p NULL = as it is. */
 struct seq_room_change {
     bool present;
-    int32_t members;      /* the number after this row */
+    int32_t members; /* the number after this row */
     struct str name, notice, owner, extra;
     int32_t member_limit; /* -1 = as it is */
     bool removed;
@@ -54,9 +56,9 @@ struct seq_row {
     struct seq_room *room; /* NULL: a dead letter of an unknown room */
     int64_t room_no;
     struct envelope *envelope;
-    struct entry *entry;   /* NULL: a dead letter only */
+    struct entry *entry;     /* NULL: a dead letter only */
     struct id128 message_id; /* of the entry; zero: null there (a late duplicate's void) */
-    uint64_t of_seq;       /* void of a late duplicate */
+    uint64_t of_seq;         /* void of a late duplicate */
     uint64_t counted;
     struct str content, meta; /* as log_entry stores them */
     struct seq_member_change *members;
@@ -78,8 +80,9 @@ struct seq_row {
 
 struct sequencer_events {
     void *arg;
-    /* An entry may be seen now: durable = committed already (ops, and what waited behind them), else early. In seq order per room, but for
-     * one case: a void (durable) may come for a seq that was shown early as a message; that message is to be forgotten. */
+    /* An entry may be seen now: durable = committed already (ops, and what waited behind them), else early. In seq
+     * order per room, but for one case: a void (durable) may come for a seq that was shown early as a message; that
+     * message is to be forgotten. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All entries of the room up to seq are committed. After shown() of all of them. */
     void (*durable)(void *arg, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
@@ -87,8 +90,8 @@ struct sequencer_events {
     void (*transient)(void *arg, struct str room_id, struct str json);
     /* A message was refused (best effort, before its dead letter is committed). */
     void (*rejected)(void *arg, const struct envelope *envelope, enum err err, const char *why);
-    /* Committed: an op, or the message with this id. For waiting callers. seq 0: refused (dead letter). duplicate: it had been there before, at seq.
-     * meta: an op's result members; empty when duplicate (look it up in the log). */
+    /* Committed: an op, or the message with this id. For waiting callers. seq 0: refused (dead letter). duplicate: it
+     * had been there before, at seq. meta: an op's result members; empty when duplicate (look it up in the log). */
     void (*settled)(void *arg, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
 };
 
@@ -105,9 +108,11 @@ void sequencer_free(struct sequencer *sequencer); /* rows in flight must have be
 /* --- in --- */
 
 /* One delivery of the current channel; tags ascend. Takes the envelope. now = owner time, unix ms. */
-void sequencer_deliver(struct sequencer *sequencer, uint64_t tag, bool redelivered, struct envelope *envelope, uint64_t now_ms);
+void sequencer_deliver(
+    struct sequencer *sequencer, uint64_t tag, bool redelivered, struct envelope *envelope, uint64_t now_ms);
 /* The same for a body that envelope_read refused. Takes the envelope. */
-void sequencer_refuse(struct sequencer *sequencer, uint64_t tag, struct envelope *envelope, enum err err, const char *why, uint64_t now_ms);
+void sequencer_refuse(struct sequencer *sequencer, uint64_t tag, struct envelope *envelope, enum err err,
+    const char *why, uint64_t now_ms);
 /* The channel is gone: its tags are void, what was parked comes again; rows stay and are bound to their redelivery. */
 void sequencer_channel_lost(struct sequencer *sequencer);
 
@@ -130,7 +135,8 @@ struct seq_needs { /* slices are copied: good until seq_needs_clear */
     struct seq_need_id *ids;
     size_t room_count, member_count, id_count;
 };
-/* Moves all new needs out (each handed out once per asking; asked again when an answer was lost, see facts_done). false: none. */
+/* Moves all new needs out (each handed out once per asking; asked again when an answer was lost, see facts_done).
+ * false: none. */
 bool sequencer_take_needs(struct sequencer *sequencer, struct seq_needs *needs); /* needs: zeroed, or cleared before */
 void seq_needs_clear(struct seq_needs *needs);
 
@@ -144,10 +150,13 @@ struct seq_room_fact {
 };
 /* Rooms first: members and ids of a room that is not known are dropped. */
 void sequencer_fact_room(struct sequencer *sequencer, const struct seq_needs *needs, const struct seq_room_fact *fact);
-void sequencer_fact_member(struct sequencer *sequencer, const struct seq_needs *needs, struct str room_id, struct str account, enum role role, uint64_t join_seq);
+void sequencer_fact_member(struct sequencer *sequencer, const struct seq_needs *needs, struct str room_id,
+    struct str account, enum role role, uint64_t join_seq);
 /* The id is in the log at seq, or (seq 0) among the dead letters. */
-void sequencer_fact_id(struct sequencer *sequencer, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash);
-/* The answers to one take_needs are complete (what was not told does not exist), or failed: then the needs come out again. Goes on with parked rooms. */
+void sequencer_fact_id(
+    struct sequencer *sequencer, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash);
+/* The answers to one take_needs are complete (what was not told does not exist), or failed: then the needs come out
+ * again. Goes on with parked rooms. */
 void sequencer_facts_done(struct sequencer *sequencer, const struct seq_needs *needs, bool ok, uint64_t now_ms);
 
 /* --- rows --- */
@@ -157,7 +166,8 @@ struct seq_row *sequencer_next_row(struct sequencer *sequencer, struct seq_row *
 uint64_t seq_row_old_seq(const struct seq_row *row); /* entry seq - 1: the head before it */
 /* In order of rows, per batch. The row is freed. */
 void sequencer_committed(struct sequencer *sequencer, struct seq_row *row);
-/* The database found the id already: the row becomes a void (other hash: also a dead letter conflict). It is unsent again. */
+/* The database found the id already: the row becomes a void (other hash: also a dead letter conflict). It is unsent
+ * again. */
 void sequencer_late_duplicate(struct sequencer *sequencer, struct seq_row *row, uint64_t of_seq, int64_t hash);
 /* The database refuses this row for good (class 22/23, alone in its batch): void + dead letter; unsent again. */
 void sequencer_row_refused(struct sequencer *sequencer, struct seq_row *row);
@@ -177,7 +187,8 @@ struct seq_room_view {
 /* A room in memory; false: not known here (ask the database). */
 bool sequencer_find_room(struct sequencer *sequencer, struct str room_id, struct seq_room_view *view);
 /* A member in memory whose join is committed. ROLE_NONE: not known here, ask the database. */
-enum role sequencer_find_member(struct sequencer *sequencer, struct str room_id, struct str account, uint64_t *join_seq);
+enum role sequencer_find_member(
+    struct sequencer *sequencer, struct str room_id, struct str account, uint64_t *join_seq);
 
 struct sequencer_counters {
     uint64_t delivered_total, sequenced_total, duplicates_total, dead_total, voids_total, transient_total;

@@ -3,8 +3,9 @@
 #include <stdlib.h>
 
 /*
- * Room and member changes. Every valid op takes a seq: an entry when it changes something, else a void with its result, so that a repeat is
- * recognised and answered alike. row->content is what the entry shows, row->meta what the caller is told.
+ * Room and member changes. Every valid op takes a seq: an entry when it changes something, else a void with its result,
+ * so that a repeat is recognised and answered alike. row->content is what the entry shows, row->meta what the caller is
+ * told.
  */
 
 static void begin_member(struct buf *text, const char *name)
@@ -296,7 +297,8 @@ void op_committed(struct sequencer *s, struct seq_row *row)
         row->room->stale_asking = s->askings;
 }
 
-/* The op turned out to be in the log already, or was refused by the database: it did nothing. What was counted on top of it is put right. */
+/* The op turned out to be in the log already, or was refused by the database: it did nothing. What was counted on top
+ * of it is put right. */
 void op_undo(struct sequencer *s, struct seq_row *row)
 {
     int32_t joined = 0;

@@ -17,7 +17,8 @@ struct seen {
     struct seq_row *row; /* NULL: committed */
 };
 
-/* What we know of one account in one room. ROLE_NONE only while its leaving is not committed: absence is not remembered. */
+/* What we know of one account in one room. ROLE_NONE only while its leaving is not committed: absence is not
+ * remembered. */
 struct known_member {
     struct map_link by_account;
     struct list lru;
@@ -54,7 +55,7 @@ struct seq_room {
     int32_t members, member_limit;
     uint64_t room_asking;  /* the asking that will tell the room itself; 0 = none */
     uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members */
-    uint32_t barriers; /* uncommitted ops: nothing behind the first is shown early */
+    uint32_t barriers;     /* uncommitted ops: nothing behind the first is shown early */
     bool loaded, removed, since_join, direct;
     bool reload; /* what an op did was taken back: forget the room when nothing hangs on it */
     size_t owner_n;
@@ -98,7 +99,8 @@ void room_free(struct sequencer *s, struct seq_room *room);
 
 /* members */
 struct known_member *member_find(struct sequencer *s, const struct seq_room *room, struct str account);
-struct known_member *member_put(struct sequencer *s, const struct seq_room *room, struct str account, enum role role, uint64_t join_seq);
+struct known_member *member_put(
+    struct sequencer *s, const struct seq_room *room, struct str account, enum role role, uint64_t join_seq);
 void member_free(struct sequencer *s, struct known_member *member);
 
 /* ids */
@@ -111,14 +113,15 @@ struct seq_row *dead_row_find(struct sequencer *s, struct id128 id);
 /* tags */
 void ring_push(struct tag_ring *ring, uint64_t tag);
 void ring_bind(struct tag_ring *ring, struct seq_row *row, uint64_t tag);
-void ring_settle(struct tag_ring *ring, uint64_t tag);      /* one tag */
+void ring_settle(struct tag_ring *ring, uint64_t tag);            /* one tag */
 void ring_settle_row(struct tag_ring *ring, struct seq_row *row); /* all that hang on the row */
 void ring_reset(struct tag_ring *ring);
 
 /* rows */
 struct seq_row *row_new(struct sequencer *s, struct seq_room *room, struct delivery *delivery); /* takes the envelope */
-void row_entry(struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms); /* next seq of its room */
-void row_replace_entry(struct sequencer *s, struct seq_row *row, enum entry_type type);         /* same seq, other content */
+void row_entry(
+    struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms);   /* next seq of its room */
+void row_replace_entry(struct sequencer *s, struct seq_row *row, enum entry_type type); /* same seq, other content */
 void row_free(struct sequencer *s, struct seq_row *row);
 void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum err err, const char *why);
 

@@ -9,9 +9,9 @@ struct buf {
     size_t n, capacity;
 };
 
-void buf_clear(struct buf *buf);               /* frees; the buffer may be used again */
-void buf_reset(struct buf *buf);               /* empties, keeps the memory */
-char *buf_reserve(struct buf *buf, size_t n);  /* room for n more bytes at the end; adds nothing */
+void buf_clear(struct buf *buf);              /* frees; the buffer may be used again */
+void buf_reset(struct buf *buf);              /* empties, keeps the memory */
+char *buf_reserve(struct buf *buf, size_t n); /* room for n more bytes at the end; adds nothing */
 void buf_add(struct buf *buf, const void *p, size_t n);
 void buf_add_str(struct buf *buf, struct str s);
 void buf_text(struct buf *buf, const char *text); /* NUL-terminated */

@@ -644,9 +644,9 @@ static bool peer_in_doubt(const struct cluster *cluster, const struct peer *peer
 }
 
 /*
- * Entries do not travel between instances yet: a stream is live only where its room's shard is. So all shards belong together, with who
- * has most of them already (a tie: who was there first); the others stand by and take over when it goes. Each instance
- * finds the same one without asking.
+ * Entries do not travel between instances yet: a stream is live only where its room's shard is. So all shards belong
+ * together, with who has most of them already (a tie: who was there first); the others stand by and take over when it
+ * goes. Each instance finds the same one without asking.
  */
 static bool is_ours_to_take(const struct cluster *cluster)
 {
@@ -659,7 +659,8 @@ static bool is_ours_to_take(const struct cluster *cluster)
         const struct cluster_instance *instance = &cluster->instances[i];
         const struct peer *peer = &cluster->peers[i];
 
-        if (instance->self || !peer->ready || instance->draining || peer_dead(cluster, peer) || peer_in_doubt(cluster, peer))
+        if (instance->self || !peer->ready || instance->draining || peer_dead(cluster, peer) ||
+            peer_in_doubt(cluster, peer))
             continue;
         if (instance->shards > own || (instance->shards == own && strcmp(instance->id, cluster->id) < 0))
             return false;

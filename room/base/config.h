@@ -1,7 +1,7 @@
 /*
  * Settings: one table (config_keys.h) gives name, type, default and the sentence for the manual. Sources, later ones
- * win: default, configuration file (INI: `key = value`, read with inih), environment (ROOMD_<KEY> in capitals). Unknown keys, also
- * unknown ROOMD_ variables, and values that do not parse are refused with their name and where they stand.
+ * win: default, configuration file (INI: `key = value`, read with inih), environment (ROOMD_<KEY> in capitals). Unknown
+ * keys, also unknown ROOMD_ variables, and values that do not parse are refused with their name and where they stand.
  * A secret `x` may be given as `x_file`: the file's first line is the value; config_print never shows one.
  * Thread: read once at start; const afterwards.
  */
@@ -42,9 +42,10 @@ void config_clear(struct config *config);
 MUST_USE bool config_check_serve(const struct config *config, struct buf *why);
 
 void config_print(const struct config *config, struct buf *out); /* `key = value` lines; secrets as *** */
-void config_manual(struct buf *out);                             /* a Markdown table of every key, for --help and docs */
+void config_manual(struct buf *out); /* a Markdown table of every key, for --help and docs */
 
-/* Takes the next item off a comma-separated list, without the spaces around it; false at the end. Empty items are skipped. */
+/* Takes the next item off a comma-separated list, without the spaces around it; false at the end. Empty items are
+ * skipped. */
 bool config_list_next(struct str *list, struct str *item);
 
 #endif

@@ -257,11 +257,11 @@ void http_server_close(struct http_server *server)
 
     http_server_stop_listening(server);
     lingers_end(server);
-    list_for_each(reply, &server->replies, link) {
+    list_for_each (reply, &server->replies, link) {
         if (!reply->answered)
             reply_orphan(reply);
     }
-    list_for_each(wire, &server->connections, link) {
+    list_for_each (wire, &server->connections, link) {
         if (wire->events)
             wire_close(wire);
         else

@@ -39,7 +39,7 @@ struct http_settings {
     int64_t request_timeout_ms; /* to send a request; idle keep-alive */
     int64_t write_timeout_ms;   /* an answer nobody reads */
     int64_t connections_max;
-    int64_t send_buffer_bytes;  /* SO_SNDBUF of accepted sockets */
+    int64_t send_buffer_bytes;                       /* SO_SNDBUF of accepted sockets */
     const char *tls_certificate_file, *tls_key_file; /* "" = no TLS */
 };
 
@@ -77,8 +77,8 @@ struct str http_header(const struct http_request *request, const char *name);
 
 /* A query parameter, %-decoded behind what is in scratch; false when absent or badly encoded (%00 too). `index` 0, 1, …
  * for repeated ones. */
-bool http_query_param(const struct http_request *request, const char *name, size_t index, struct buf *scratch,
-    struct str *value);
+bool http_query_param(
+    const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value);
 
 /* --- answers: each ends the reply. The body is copied. All say Cache-Control: no-store. --- */
 

@@ -44,7 +44,7 @@ struct http_server {
     struct list turn;    /* struct wire.turn */
     struct list lingers; /* struct linger_socket.link */
     size_t linger_count;
-    struct list strays;  /* struct http_reply.sending: take-overs whose client has left */
+    struct list strays; /* struct http_reply.sending: take-overs whose client has left */
     int turns_to_free, handles_to_close;
 
     const h2o_req_t *answering; /* the request whose answer is our own, while it is handed to libh2o */
@@ -70,7 +70,8 @@ struct http_reply {
 };
 
 /* http_linger.c */
-void linger_start(struct http_server *server, int fd); /* the connection on fd was refused while its body was still coming */
+void linger_start(
+    struct http_server *server, int fd); /* the connection on fd was refused while its body was still coming */
 void lingers_end(struct http_server *server);
 
 /* http.c */

@@ -37,7 +37,8 @@ struct json_member {
  * *count is their number; those above `max` are checked but not handed out.
  *   false: not an acceptable text, or not an object; *why is a static sentence fit for an error message
  */
-MUST_USE bool json_object_read(struct str text, struct json_member *members, size_t max, size_t *count, const char **why);
+MUST_USE bool json_object_read(
+    struct str text, struct json_member *members, size_t max, size_t *count, const char **why);
 
 /* Check all of `text`, any type. */
 MUST_USE bool json_check(struct str text, struct json *value, const char **why);
@@ -54,8 +55,8 @@ bool json_next_item(struct json_walk *walk, struct json *item);
 struct json json_get(struct json object, const char *key);
 bool json_key_is(const struct json_member *member, const char *key);
 
-/* The text of a checked string. Without escapes *out points into the value; else it is written to `scratch` (behind what is there;
- * the slice is good until the next use of scratch that grows it). */
+/* The text of a checked string. Without escapes *out points into the value; else it is written to `scratch` (behind
+ * what is there; the slice is good until the next use of scratch that grows it). */
 MUST_USE bool json_string(struct json value, struct buf *scratch, struct str *out);
 
 /* An exact integer (no fraction, no exponent, in range of int64). */

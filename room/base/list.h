@@ -70,9 +70,9 @@ static inline void list_splice_back(struct list *to, struct list *from)
 #define list_entry(link, type, member) container_of(link, type, member)
 
 /* The body may remove (and free) the current item, nothing else; break and continue do what they do in any loop. */
-#define list_for_each(item, head, member)                                                                              \
-    for (struct list *at_##item = (head)->next, *next_##item = at_##item->next;                                        \
-         at_##item != (head) && ((item) = list_entry(at_##item, __typeof__(*(item)), member), true);                   \
+#define list_for_each(item, head, member)                                                            \
+    for (struct list *at_##item = (head)->next, *next_##item = at_##item->next;                      \
+         at_##item != (head) && ((item) = list_entry(at_##item, __typeof__(*(item)), member), true); \
          at_##item = next_##item, next_##item = at_##item->next)
 
 #endif

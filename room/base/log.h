@@ -22,10 +22,10 @@ uint64_t log_dropped(void); /* lines lost because stderr was full */
 const char *log_quote(struct str s);
 
 extern enum log_level log_threshold;
-#define log_at(level, ...)                                                                                             \
-    do {                                                                                                               \
-        if ((level) >= log_threshold)                                                                                  \
-            log_event((level), __VA_ARGS__);                                                                           \
+#define log_at(level, ...)                   \
+    do {                                     \
+        if ((level) >= log_threshold)        \
+            log_event((level), __VA_ARGS__); \
     } while (0)
 #define log_debug(...) log_at(LOG_DEBUG, __VA_ARGS__)
 #define log_info(...) log_at(LOG_INFO, __VA_ARGS__)

@@ -12,7 +12,7 @@
 
 #define MUST_USE __attribute__((warn_unused_result))
 #define PRINTF_LIKE(nth, first) __attribute__((format(printf, nth, first)))
-#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr) - offsetof(type, member)))
+#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 #define countof(array) (sizeof(array) / sizeof((array)[0]))
 
 void *xmalloc(size_t size);

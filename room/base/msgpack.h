@@ -1,7 +1,7 @@
 /*
- * MessagePack at the border, JSON inside: one meaning for both. Maps with string keys only; bin, ext, NaN and infinities are refused.
- * The JSON text that comes out is then checked like any other (duplicate keys, UTF-8). Library: msgpack-c.
- * Thread: pure functions.
+ * MessagePack at the border, JSON inside: one meaning for both. Maps with string keys only; bin, ext, NaN and
+ * infinities are refused. The JSON text that comes out is then checked like any other (duplicate keys, UTF-8). Library:
+ * msgpack-c. Thread: pure functions.
  */
 #ifndef ROOMD_BASE_MSGPACK_H
 #define ROOMD_BASE_MSGPACK_H

@@ -1,7 +1,7 @@
 /*
- * Memory of one size that is used again: what is made and freed per message would else go through malloc tens of thousands of
- * times a second in bursts that its thread cache does not hold. With AddressSanitizer every piece is malloc'ed and freed,
- * so that a use after free is still seen. Thread: the loop's.
+ * Memory of one size that is used again: what is made and freed per message would else go through malloc tens of
+ * thousands of times a second in bursts that its thread cache does not hold. With AddressSanitizer every piece is
+ * malloc'ed and freed, so that a use after free is still seen. Thread: the loop's.
  */
 #ifndef ROOMD_BASE_POOL_H
 #define ROOMD_BASE_POOL_H
@@ -17,7 +17,10 @@ struct pool {
     size_t idle;
     void *first; /* each idle piece begins with the address of the next */
 };
-#define POOL_OF(type) {sizeof(type), 0, NULL}
+#define POOL_OF(type)         \
+    {                         \
+        sizeof(type), 0, NULL \
+    }
 
 static inline void *pool_take(struct pool *pool) /* zeroed */
 {

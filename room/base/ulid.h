@@ -14,9 +14,9 @@ struct id128 {
 };
 
 struct id128 ulid_new(uint64_t unix_ms);
-void ulid_write(char text[ULID_TEXT], struct id128 id);        /* no NUL */
-bool ulid_read(struct id128 *id, struct str text);             /* 26 characters, upper or lower case, <= 128 bits */
-void random_bytes(void *p, size_t n);                          /* from the kernel */
+void ulid_write(char text[ULID_TEXT], struct id128 id); /* no NUL */
+bool ulid_read(struct id128 *id, struct str text);      /* 26 characters, upper or lower case, <= 128 bits */
+void random_bytes(void *p, size_t n);                   /* from the kernel */
 static inline bool id128_eq(struct id128 a, struct id128 b)
 {
     return memcmp(a.b, b.b, sizeof a.b) == 0;

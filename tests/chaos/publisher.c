@@ -1,12 +1,13 @@
 /*
- * A publisher that keeps its promises: numbered messages over many rooms, confirmed and mandatory, a window of them in flight. One that was
- * not confirmed is published again with the same client_msg_id until it is, and nothing new leaves before: so the order of each room is
- * the order of the numbers.
+ * A publisher that keeps its promises: numbered messages over many rooms, confirmed and mandatory, a window of them in
+ * flight. One that was not confirmed is published again with the same client_msg_id until it is, and nothing new leaves
+ * before: so the order of each room is the order of the numbers.
  *
  *   chaos_publisher AMQP_URL SENDER COUNT WINDOW ROOMS_FILE [RATE]
  *
- * ROOMS_FILE holds a room id a line. RATE: at most so many new messages a second; 0 or none = as fast as confirms come. Prints the number of confirmed messages once a second, and at the end one line of JSON.
- * Ends with 0 when all are confirmed. Message n goes to room n modulo rooms, with client_msg_id "<sender>-<n>".
+ * ROOMS_FILE holds a room id a line. RATE: at most so many new messages a second; 0 or none = as fast as confirms come.
+ * Prints the number of confirmed messages once a second, and at the end one line of JSON. Ends with 0 when all are
+ * confirmed. Message n goes to room n modulo rooms, with client_msg_id "<sender>-<n>".
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -57,12 +58,17 @@ static void send_one(struct sending *sending)
     if (!room_id_read(str_of(room), &shard))
         abort();
     buf_reset(&p.body);
-    buf_printf(&p.body, "{\"room_id\":\"%s\",\"sender\":\"%s\",\"kind\":\"text\",\"content\":{\"body\":\"message %" PRIu64 " of %s through whatever happens\"},\"client_msg_id\":\"%s-%" PRIu64 "\"}",
+    buf_printf(&p.body,
+        "{\"room_id\":\"%s\",\"sender\":\"%s\",\"kind\":\"text\",\"content\":{\"body\":\"message %" PRIu64
+        " of %s through whatever happens\"},\"client_msg_id\":\"%s-%" PRIu64 "\"}",
         room, p.sender, sending->n, p.sender, p.sender, sending->n);
     sending->publish.done = on_done;
     p.in_flight++;
     amqp_publish(p.link, &sending->publish,
-        &(struct amqp_message){.exchange = STR("roomd.room"), .routing_key = shard, .content_type = STR("application/json"), .body = buf_str(&p.body)});
+        &(struct amqp_message){.exchange = STR("roomd.room"),
+            .routing_key = shard,
+            .content_type = STR("application/json"),
+            .body = buf_str(&p.body)});
 }
 
 static void on_done(struct amqp_publish *publish, enum err err)
@@ -161,8 +167,13 @@ int main(int argc, char **argv)
         list_push_back(&p.idle, &sending->link);
     }
     if (amqp_link_open(&p.link, p.loop,
-            &(struct amqp_settings){.name = "publish", .urls = argv[1], .ca_file = "", .heartbeat_ms = 5000, .publish_timeout_ms = 10000,
-                .max_pending = (int64_t)window + 1, .max_pending_bytes = 64 << 20}))
+            &(struct amqp_settings){.name = "publish",
+                .urls = argv[1],
+                .ca_file = "",
+                .heartbeat_ms = 5000,
+                .publish_timeout_ms = 10000,
+                .max_pending = (int64_t)window + 1,
+                .max_pending_bytes = 64 << 20}))
         return 2;
     uv_prepare_init(p.loop, &p.turn);
     uv_prepare_start(&p.turn, on_turn);
@@ -170,6 +181,7 @@ int main(int argc, char **argv)
     uv_timer_start(&p.tick, on_tick, 10, 10); /* also wakes the loop when messages are due */
     p.started_ms = clock_mono_ms();
     uv_run(p.loop, UV_RUN_DEFAULT);
-    printf("{\"confirmed\":%" PRIu64 ",\"repeated\":%" PRIu64 ",\"ms\":%" PRIu64 "}\n", p.confirmed, p.repeated, clock_mono_ms() - p.started_ms);
+    printf("{\"confirmed\":%" PRIu64 ",\"repeated\":%" PRIu64 ",\"ms\":%" PRIu64 "}\n", p.confirmed, p.repeated,
+        clock_mono_ms() - p.started_ms);
     return 0;
 }

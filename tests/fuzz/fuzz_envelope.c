@@ -21,8 +21,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     err = envelope_read(&envelope, (struct str){(const char *)data + 1, size - 1}, &source, &why);
     assert(envelope && (err == ERR_OK || (why && *why)));
     if (!err && !envelope->op) {
-        struct entry *entry = entry_new(&(struct entry_parts){.room_id = envelope->room_id, .type = ENTRY_MESSAGE, .message_id = envelope->message_id,
-            .client_msg_id = envelope->client_msg_id, .sender = envelope->sender, .kind = envelope->kind, .content = envelope->content, .meta = envelope->meta});
+        struct entry *entry = entry_new(&(struct entry_parts){.room_id = envelope->room_id,
+            .type = ENTRY_MESSAGE,
+            .message_id = envelope->message_id,
+            .client_msg_id = envelope->client_msg_id,
+            .sender = envelope->sender,
+            .kind = envelope->kind,
+            .content = envelope->content,
+            .meta = envelope->meta});
         struct json json;
 
         assert(json_check(entry_json(entry), &json, &why));

@@ -400,7 +400,8 @@ static void rig_end(struct rig *rig)
 
 static void rig_room_id(const struct rig *rig, size_t number, char room_id[ROOM_ID_MAX_BYTES + 1])
 {
-    snprintf(room_id, ROOM_ID_MAX_BYTES + 1, "%s.%023d%03zu", rig->cluster.shards[number % RIG_SHARDS].name, 0, number % 1000);
+    snprintf(room_id, ROOM_ID_MAX_BYTES + 1, "%s.%023d%03zu", rig->cluster.shards[number % RIG_SHARDS].name, 0,
+        number % 1000);
 }
 
 /* Rooms 0 … count-1 with the members ada and bob; bob is an admin. */

@@ -14,10 +14,13 @@
 #define ROOM "s01.01KC46E0D7X8BQXSRB29FJP960"
 #define HEAD "{\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"client_msg_id\":\"c1\","
 
-static enum err read_as(struct envelope **envelope, const char *body, size_t n, bool op, const char *type, const char **why)
+static enum err read_as(
+    struct envelope **envelope, const char *body, size_t n, bool op, const char *type, const char **why)
 {
     return envelope_read(envelope, (struct str){body, n},
-        &(struct envelope_source){.from_op_exchange = op, .shard = STR("s01"), .content_type = str_of(type), .content_max_bytes = 1024}, why);
+        &(struct envelope_source){
+            .from_op_exchange = op, .shard = STR("s01"), .content_type = str_of(type), .content_max_bytes = 1024},
+        why);
 }
 
 static enum err verdict(const char *body, bool op)
@@ -33,8 +36,10 @@ static enum err verdict(const char *body, bool op)
 
 static void a_message_is_read_with_its_content_as_it_came(void **state)
 {
-    static const char body[] = "{ \"v\":1, \"room_id\" : \"" ROOM "\", \"sender\":\"a\\u00e9\", \"kind\":\"text\", \"content\" : {\"body\": \"h\\u4f60\" , \"x\":1.50} ,"
-                               "\"client_msg_id\":\"c1\",\"sent_at\":5,\"mentions\":[\"b\",\"b\",\"@all\"],\"quote_seq\":7,\"unknown\":[1]}";
+    static const char body[] =
+        "{ \"v\":1, \"room_id\" : \"" ROOM
+        "\", \"sender\":\"a\\u00e9\", \"kind\":\"text\", \"content\" : {\"body\": \"h\\u4f60\" , \"x\":1.50} ,"
+        "\"client_msg_id\":\"c1\",\"sent_at\":5,\"mentions\":[\"b\",\"b\",\"@all\"],\"quote_seq\":7,\"unknown\":[1]}";
     struct envelope *envelope;
     const char *why;
 
@@ -64,10 +69,13 @@ static void what_cannot_be_accepted_is_refused_with_a_sentence(void **state)
         {"{}", ERR_BAD_REQUEST},
         {"{\"room_id\":1}", ERR_BAD_REQUEST},
         {"{\"room_id\":\"nowhere\"}", ERR_BAD_REQUEST},
-        {"{\"room_id\":\"s02.01KC46E0D7X8BQXSRB29FJP960\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
-        {"{\"room_id\":\"s01.01KC46E0D7X8BQXSRB29FJP96U\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
+        {"{\"room_id\":\"s02.01KC46E0D7X8BQXSRB29FJP960\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}",
+            ERR_BAD_REQUEST},
+        {"{\"room_id\":\"s01.01KC46E0D7X8BQXSRB29FJP96U\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}",
+            ERR_BAD_REQUEST},
         {"{\"v\":2,\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
-        {"{\"v\":\"1\",\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
+        {"{\"v\":\"1\",\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\"}",
+            ERR_BAD_REQUEST},
         {"{\"room_id\":\"" ROOM "\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
         {"{\"room_id\":\"" ROOM "\",\"sender\":\"\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
         {"{\"room_id\":\"" ROOM "\",\"sender\":\"@all\",\"kind\":\"text\",\"content\":\"x\"}", ERR_BAD_REQUEST},
@@ -100,7 +108,9 @@ static void what_cannot_be_accepted_is_refused_with_a_sentence(void **state)
         {HEAD "\"kind\":\"text\",\"content\":\"\\ud800\"}", ERR_BAD_REQUEST},
         {HEAD "\"kind\":\"text\",\"content\":\"\xff\"}", ERR_BAD_REQUEST},
         {HEAD "\"kind\":\"text\",\"content\":\"x\"} x", ERR_BAD_REQUEST},
-        {"{\"op\":\"member.add\",\"op_id\":\"01KC46E0D7X8BQXSRB29FJP960\",\"room_id\":\"" ROOM "\",\"account_ids\":[\"b\"]}", ERR_FORBIDDEN},
+        {"{\"op\":\"member.add\",\"op_id\":\"01KC46E0D7X8BQXSRB29FJP960\",\"room_id\":\"" ROOM
+         "\",\"account_ids\":[\"b\"]}",
+            ERR_FORBIDDEN},
         {HEAD "\"kind\":\"text\",\"content\":\"x\"}", ERR_OK},
         {HEAD "\"kind\":\"custom/x\",\"content\":[1,2,{\"a\":null}]}", ERR_OK},
         {HEAD "\"kind\":\"text\",\"content\":\"x\",\"sent_at\":null}", ERR_OK},
@@ -117,10 +127,12 @@ static void ops_are_taken_from_their_own_exchange_only(void **state)
 #define OP "{\"v\":1,\"op_id\":\"01KC46E0D7X8BQXSRB29FJP960\",\"room_id\":\"" ROOM "\","
     (void)state;
     assert_int_equal(verdict(HEAD "\"kind\":\"text\",\"content\":\"x\"}", true), ERR_FORBIDDEN);
-    assert_int_equal(verdict(OP "\"op\":\"member.add\",\"account_ids\":[\"b\",\"c\",\"b\"],\"role\":\"admin\"}", true), ERR_OK);
+    assert_int_equal(
+        verdict(OP "\"op\":\"member.add\",\"account_ids\":[\"b\",\"c\",\"b\"],\"role\":\"admin\"}", true), ERR_OK);
     assert_int_equal(verdict(OP "\"op\":\"member.add\",\"account_ids\":[]}", true), ERR_BAD_REQUEST);
     assert_int_equal(verdict(OP "\"op\":\"member.add\",\"account_ids\":[\"@x\"]}", true), ERR_BAD_REQUEST);
-    assert_int_equal(verdict(OP "\"op\":\"member.add\",\"account_ids\":[\"b\"],\"role\":\"owner\"}", true), ERR_BAD_REQUEST);
+    assert_int_equal(
+        verdict(OP "\"op\":\"member.add\",\"account_ids\":[\"b\"],\"role\":\"owner\"}", true), ERR_BAD_REQUEST);
     assert_int_equal(verdict(OP "\"op\":\"nothing\"}", true), ERR_BAD_REQUEST);
     assert_int_equal(verdict(OP "\"op\":\"room.update\",\"member_limit\":-1}", true), ERR_BAD_REQUEST);
     assert_int_equal(verdict(OP "\"op\":\"room.update\",\"extra\":[]}", true), ERR_BAD_REQUEST);
@@ -173,15 +185,18 @@ static void other_media_types_and_encodings_are_refused(void **state)
     (void)state;
     assert_int_equal(read_as(&envelope, body, sizeof body - 1, false, "text/plain", &why), ERR_BAD_REQUEST);
     envelope_free(envelope);
-    assert_int_equal(envelope_read(&envelope, (struct str){body, sizeof body - 1},
-                         &(struct envelope_source){.shard = STR("s01"), .content_encoding = STR("gzip"), .content_max_bytes = 1024}, &why),
+    assert_int_equal(
+        envelope_read(&envelope, (struct str){body, sizeof body - 1},
+            &(struct envelope_source){.shard = STR("s01"), .content_encoding = STR("gzip"), .content_max_bytes = 1024},
+            &why),
         ERR_BAD_REQUEST);
     envelope_free(envelope);
 }
 
 static void a_message_without_an_id_takes_the_property(void **state)
 {
-    static const char body[] = "{\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\",\"sent_at\":1}";
+    static const char body[] =
+        "{\"room_id\":\"" ROOM "\",\"sender\":\"a\",\"kind\":\"text\",\"content\":\"x\",\"sent_at\":1}";
     struct envelope_source source = {.shard = STR("s01"), .content_max_bytes = 1024, .message_id = STR("property-1")};
     struct envelope *envelope;
     const char *why;
@@ -202,7 +217,8 @@ static void the_hash_sees_content_not_its_writing(void **state)
     struct str kind = STR("text");
 
     (void)state;
-    assert_true(content_hash(kind, STR("{\"body\":\"\xe4\xbd\xa0\",\"n\":[1,2]}")) == content_hash(kind, STR("{ \"body\" : \"\\u4f60\", \"n\": [1, 2] }")));
+    assert_true(content_hash(kind, STR("{\"body\":\"\xe4\xbd\xa0\",\"n\":[1,2]}")) ==
+                content_hash(kind, STR("{ \"body\" : \"\\u4f60\", \"n\": [1, 2] }")));
     assert_true(content_hash(kind, STR("\"\\ud83d\\ude00\"")) == content_hash(kind, STR("\"\xf0\x9f\x98\x80\"")));
     assert_true(content_hash(kind, STR("\"a b\"")) != content_hash(kind, STR("\"ab\"")));
     assert_true(content_hash(kind, STR("\"a\"")) != content_hash(STR("tip"), STR("\"a\"")));
@@ -221,7 +237,8 @@ static void message_ids_are_what_any_publisher_computes(void **state)
 
 static void cursors_are_read_strictly(void **state)
 {
-    static const char *const bad[] = {"", ":", "1:", ":1", "1:2:3", "-1", "01", "1:01", "+1", " 1", "1 ", "1e3", "9999999999999999999", "1:x", "0x1"};
+    static const char *const bad[] = {
+        "", ":", "1:", ":1", "1:2:3", "-1", "01", "1:01", "+1", " 1", "1 ", "1e3", "9999999999999999999", "1:x", "0x1"};
     struct cursor cursor;
     struct str room_id;
     char text[CURSOR_TEXT_MAX];
@@ -244,8 +261,16 @@ static void cursors_are_read_strictly(void **state)
 
 static void entries_are_one_line_of_json_each(void **state)
 {
-    struct entry_parts parts = {.room_id = STR(ROOM), .epoch = 3, .seq = 57, .at = 1000, .type = ENTRY_MESSAGE, .client_msg_id = STR("c\"1"),
-        .sender = STR("a"), .kind = STR("text"), .content = STR("\"hi\""), .meta = STR("\"sent_at\":5")};
+    struct entry_parts parts = {.room_id = STR(ROOM),
+        .epoch = 3,
+        .seq = 57,
+        .at = 1000,
+        .type = ENTRY_MESSAGE,
+        .client_msg_id = STR("c\"1"),
+        .sender = STR("a"),
+        .kind = STR("text"),
+        .content = STR("\"hi\""),
+        .meta = STR("\"sent_at\":5")};
     struct entry *entry = entry_new(&parts);
     struct json json;
     const char *why;
@@ -253,7 +278,8 @@ static void entries_are_one_line_of_json_each(void **state)
     (void)state;
     assert_true(json_check(entry_json(entry), &json, &why));
     assert_memory_equal(entry->json,
-        "{\"type\":\"message\",\"room_id\":\"" ROOM "\",\"epoch\":3,\"seq\":57,\"at\":1000,\"message_id\":\"00000000000000000000000000\",\"client_msg_id\":\"c\\\"1\","
+        "{\"type\":\"message\",\"room_id\":\"" ROOM "\",\"epoch\":3,\"seq\":57,\"at\":1000,\"message_id\":"
+                                                    "\"00000000000000000000000000\",\"client_msg_id\":\"c\\\"1\","
         "\"sender\":\"a\",\"kind\":\"text\",\"content\":\"hi\",\"sent_at\":5}",
         entry->n);
     entry_drop(entry);

@@ -1,7 +1,8 @@
 /*
- * The sequencer under random histories: crashes, redelivery, lost channels, duplicate and conflicting publishes, ops with and without
- * effect, lost COMMIT answers, refused rows, late duplicates, takeovers. Broker, database and writer are models that keep the rules of the
- * real ones (FIFO with redelivery in place, fence and compare-and-swap, unique ids). Each history is checked against docs/protocol.md#promises.
+ * The sequencer under random histories: crashes, redelivery, lost channels, duplicate and conflicting publishes, ops
+ * with and without effect, lost COMMIT answers, refused rows, late duplicates, takeovers. Broker, database and writer
+ * are models that keep the rules of the real ones (FIFO with redelivery in place, fence and compare-and-swap, unique
+ * ids). Each history is checked against docs/protocol.md#promises.
  *
  *   ROOMD_HISTORIES=1000000 ROOMD_SEED=1 …/test_sequencer_histories     more of them, from a seed on
  *   ROOMD_SEED=417 ROOMD_HISTORIES=1 …                                  one again
@@ -15,7 +16,16 @@
 
 #include "history/sequencer.h"
 
-enum { ROOMS = 3, ACCOUNTS = 5, PUBLISHERS = 3, BODIES_MAX = 80, LOG_MAX = 250, QUEUE_MAX = 400, BATCH_MAX = 8, IN_FLIGHT = 2 };
+enum {
+    ROOMS = 3,
+    ACCOUNTS = 5,
+    PUBLISHERS = 3,
+    BODIES_MAX = 80,
+    LOG_MAX = 250,
+    QUEUE_MAX = 400,
+    BATCH_MAX = 8,
+    IN_FLIGHT = 2
+};
 
 static uint64_t seed_now;
 static uint64_t random_state;
@@ -33,12 +43,12 @@ static bool chance(uint32_t percent)
     return rnd(100) < percent;
 }
 
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "seed %llu: %s (line %d)\n", (unsigned long long)seed_now, #condition, __LINE__);          \
-            fail();                                                                                                    \
-        }                                                                                                              \
+#define CHECK(condition)                                                                                      \
+    do {                                                                                                      \
+        if (!(condition)) {                                                                                   \
+            fprintf(stderr, "seed %llu: %s (line %d)\n", (unsigned long long)seed_now, #condition, __LINE__); \
+            fail();                                                                                           \
+        }                                                                                                     \
     } while (0)
 
 /* --- what was published --- */
@@ -50,7 +60,7 @@ struct body {
     struct id128 id;
     int64_t hash;
     bool op, transient, bad;
-    int times; /* published */
+    int times;        /* published */
     bool conflicting; /* the same id was published with other content */
 };
 
@@ -224,17 +234,18 @@ static void on_settled(void *arg, struct id128 id, enum err result, uint64_t seq
     (void)duplicate;
 }
 
-static const struct sequencer_events events = {
-    .shown = on_shown, .durable = on_durable, .transient = on_transient, .rejected = on_rejected, .settled = on_settled};
+static const struct sequencer_events events = {.shown = on_shown,
+    .durable = on_durable,
+    .transient = on_transient,
+    .rejected = on_rejected,
+    .settled = on_settled};
 
 /* --- publishing --- */
 
 static void read_body(struct envelope **envelope, enum err *err, const char **why, const struct body *body)
 {
     *err = envelope_read(envelope, str_of(body->text),
-        &(struct envelope_source){
-            .from_op_exchange = body->op, .shard = STR("s01"), .content_max_bytes = 65536},
-        why);
+        &(struct envelope_source){.from_op_exchange = body->op, .shard = STR("s01"), .content_max_bytes = 65536}, why);
 }
 
 static void write_op(struct body *body, const char *room_id)
@@ -249,16 +260,20 @@ static void write_op(struct body *body, const char *room_id)
     ulid_write(id, op_id);
     body->op = true;
     if (kind < 5)
-        snprintf(body->text, sizeof body->text, "{\"v\":1,\"op\":\"member.add\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"account_ids\":[\"%s\",\"%s\"]}", id,
+        snprintf(body->text, sizeof body->text,
+            "{\"v\":1,\"op\":\"member.add\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"account_ids\":[\"%s\",\"%s\"]}", id,
             room_id, accounts[rnd(ACCOUNTS)], accounts[rnd(ACCOUNTS)]);
     else if (kind < 10)
-        snprintf(body->text, sizeof body->text, "{\"v\":1,\"op\":\"member.remove\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"account_ids\":[\"%s\"]}", id, room_id,
-            accounts[rnd(ACCOUNTS)]);
+        snprintf(body->text, sizeof body->text,
+            "{\"v\":1,\"op\":\"member.remove\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"account_ids\":[\"%s\"]}", id,
+            room_id, accounts[rnd(ACCOUNTS)]);
     else if (kind < 11 || rnd(3))
-        snprintf(body->text, sizeof body->text, "{\"v\":1,\"op\":\"room.update\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"name\":\"n%u\",\"owner\":\"%s\"}", id, room_id,
-            rnd(10), accounts[rnd(ACCOUNTS)]);
+        snprintf(body->text, sizeof body->text,
+            "{\"v\":1,\"op\":\"room.update\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"name\":\"n%u\",\"owner\":\"%s\"}",
+            id, room_id, rnd(10), accounts[rnd(ACCOUNTS)]);
     else
-        snprintf(body->text, sizeof body->text, "{\"v\":1,\"op\":\"room.remove\",\"op_id\":\"%s\",\"room_id\":\"%s\"}", id, room_id);
+        snprintf(body->text, sizeof body->text, "{\"v\":1,\"op\":\"room.remove\",\"op_id\":\"%s\",\"room_id\":\"%s\"}",
+            id, room_id);
 }
 
 static void write_message(struct body *body, const char *room_id, int number)
@@ -268,8 +283,10 @@ static void write_message(struct body *body, const char *room_id, int number)
 
     body->transient = chance(3);
     body->bad = chance(2);
-    snprintf(body->text, sizeof body->text, "{\"room_id\":\"%s\",\"sender\":\"%s\",\"kind\":\"%s\",\"content\":%s,\"client_msg_id\":\"c%d\"%s%s}", room_id, sender,
-        chance(10) ? "tip" : "text", content, number, body->transient ? ",\"transient\":true" : "", body->bad ? ",\"quote_seq\":-1" : "");
+    snprintf(body->text, sizeof body->text,
+        "{\"room_id\":\"%s\",\"sender\":\"%s\",\"kind\":\"%s\",\"content\":%s,\"client_msg_id\":\"c%d\"%s%s}", room_id,
+        sender, chance(10) ? "tip" : "text", content, number, body->transient ? ",\"transient\":true" : "",
+        body->bad ? ",\"quote_seq\":-1" : "");
 }
 
 static void enqueue(int body)
@@ -359,9 +376,15 @@ static void read_facts(void)
         int index = room_index(w.needs.rooms[i].room_id);
         struct stored_room *room = &w.rooms[index < 0 ? 0 : index];
 
-        w.answer.rooms[i] = (struct seq_room_fact){.room_id = w.needs.rooms[i].room_id, .room_no = index + 1,
-            .removed = room->removed, .members = room->members_n, .member_limit = room->limit, .last_seq = room->last_seq,
-            .last_epoch = room->last_epoch, .last_at = room->last_at, .counted = room->counted};
+        w.answer.rooms[i] = (struct seq_room_fact){.room_id = w.needs.rooms[i].room_id,
+            .room_no = index + 1,
+            .removed = room->removed,
+            .members = room->members_n,
+            .member_limit = room->limit,
+            .last_seq = room->last_seq,
+            .last_epoch = room->last_epoch,
+            .last_at = room->last_at,
+            .counted = room->counted};
     }
     for (size_t i = 0; i < w.needs.member_count; i++) {
         int index = room_index(w.needs.members[i].room_id);
@@ -386,7 +409,8 @@ static void tell_facts(void)
             sequencer_fact_room(w.sequencer, &w.needs, &w.answer.rooms[i]);
     for (size_t i = 0; ok && i < w.needs.member_count; i++)
         if (w.answer.member[i])
-            sequencer_fact_member(w.sequencer, &w.needs, w.needs.members[i].room_id, w.needs.members[i].account, ROLE_MEMBER, 0);
+            sequencer_fact_member(
+                w.sequencer, &w.needs, w.needs.members[i].room_id, w.needs.members[i].account, ROLE_MEMBER, 0);
     for (size_t i = 0; ok && i < w.needs.id_count; i++) {
         const struct seq_need_id *need = &w.needs.ids[i];
 
@@ -428,14 +452,16 @@ static void send_batch(void)
                 return;
     batch = &w.flight[w.flight_n];
     *batch = (struct batch){.epoch = w.epoch};
-    for (row = sequencer_first_unsent(w.sequencer); row && batch->n < w.batch_limit; row = sequencer_next_row(w.sequencer, row)) {
+    for (row = sequencer_first_unsent(w.sequencer); row && batch->n < w.batch_limit;
+         row = sequencer_next_row(w.sequencer, row)) {
         bool twice = false;
 
         if (row->sent)
             continue;
         for (size_t i = 0; i < batch->n; i++)
-            twice |= batch->rows[i]->room == row->room && (batch->rows[i]->member_count || batch->rows[i]->change.present) &&
-                (row->member_count || row->change.present);
+            twice |= batch->rows[i]->room == row->room &&
+                     (batch->rows[i]->member_count || batch->rows[i]->change.present) &&
+                     (row->member_count || row->change.present);
         if (twice)
             break;
         row->sent = true;
@@ -466,7 +492,8 @@ static int judge(const struct batch *batch)
             find_in_log(&w.rooms[batch->rows[i]->room_no - 1], batch->rows[i]->message_id))
             return DUPLICATE;
     for (size_t i = 0; i < batch->n; i++)
-        if (batch->rows[i]->entry && batch->rows[i]->entry->type == ENTRY_MESSAGE && str_is(batch->rows[i]->content, "\"poison\""))
+        if (batch->rows[i]->entry && batch->rows[i]->entry->type == ENTRY_MESSAGE &&
+            str_is(batch->rows[i]->content, "\"poison\""))
             return REFUSED;
     return DONE;
 }
@@ -488,8 +515,13 @@ static void store_row(const struct seq_row *row)
     CHECK(row->entry->at >= room->last_at);
     room->last_at = row->entry->at;
     room->counted = row->counted;
-    *stored = (struct stored){.epoch = row->entry->epoch, .counted = row->counted, .type = row->entry->type, .id = row->message_id,
-        .hash = row->envelope->hash, .sender = -2, .json = xstrndup(row->entry->json, row->entry->n)};
+    *stored = (struct stored){.epoch = row->entry->epoch,
+        .counted = row->counted,
+        .type = row->entry->type,
+        .id = row->message_id,
+        .hash = row->envelope->hash,
+        .sender = -2,
+        .json = xstrndup(row->entry->json, row->entry->n)};
     if (stored->type == ENTRY_MESSAGE) {
         stored->sender = row->envelope->sender.p[0] == '@' ? -1 : account_index(row->envelope->sender);
         stored->counts = row->envelope->counted;
@@ -522,7 +554,9 @@ static void find_late_duplicates(const struct batch *batch)
 {
     for (size_t i = 0; i < batch->n; i++) {
         struct seq_row *row = batch->rows[i];
-        uint64_t seq = row->entry && !id128_is_zero(row->message_id) ? find_in_log(&w.rooms[row->room_no - 1], row->message_id) : 0;
+        uint64_t seq = row->entry && !id128_is_zero(row->message_id)
+                           ? find_in_log(&w.rooms[row->room_no - 1], row->message_id)
+                           : 0;
 
         if (seq && seq != row->entry->seq)
             sequencer_late_duplicate(w.sequencer, row, seq, w.rooms[row->room_no - 1].log[seq].hash);
@@ -628,7 +662,8 @@ static void reset_screen(int index)
     CHECK(valid >= screen->durable); /* what was durable is never taken back */
     for (uint64_t seq = 1; seq <= valid; seq++)
         if (strcmp(screen->json[seq], room->log[seq].json) != 0)
-            CHECK(room->log[seq].type == ENTRY_VOID && seq > screen->durable); /* a void that the dead owner did not live to show */
+            CHECK(room->log[seq].type == ENTRY_VOID &&
+                  seq > screen->durable); /* a void that the dead owner did not live to show */
     for (uint64_t seq = 1; seq <= room->last_seq; seq++) {
         free(screen->json[seq]);
         screen->json[seq] = xstrdup(room->log[seq].json);
@@ -666,7 +701,9 @@ static void set_up(void)
     w.now_ms = 1000000;
     w.next_tag = 1;
     w.batch_limit = 1 + rnd(BATCH_MAX);
-    w.settings = (struct sequencer_settings){.shard = STR("s01"), .dedup_window = windows[rnd(4)], .room_cache = windows[rnd(4)],
+    w.settings = (struct sequencer_settings){.shard = STR("s01"),
+        .dedup_window = windows[rnd(4)],
+        .room_cache = windows[rnd(4)],
         .member_cache = windows[rnd(4)]};
     for (int i = 0; i < ROOMS; i++) {
         struct stored_room *room = &w.rooms[i];
@@ -770,7 +807,7 @@ static void check_bodies(void)
         if (body->times > 1 || body->conflicting)
             continue;
         CHECK(!(seq && count_dead(body->id))); /* never both */
-        if (seq && body->room >= 0) { /* one publisher's order */
+        if (seq && body->room >= 0) {          /* one publisher's order */
             CHECK(seq > last[body->publisher][body->room]);
             last[body->publisher][body->room] = seq;
         }
