@@ -468,7 +468,6 @@ static void write_messages(const struct history *history, struct buf *out)
     write_gauge(out, "roomd_parked", "Deliveries that wait for facts from the database.", sum.parked);
     write_gauge(out, "roomd_rooms_cached", "Rooms in memory of the owner.", sum.rooms);
     write_gauge(out, "roomd_members_cached", "Memberships in memory of the owner.", sum.members);
-    write_gauge(out, "roomd_shards_owned", "Shards this instance consumes.", history_shards_ours(history));
     write_gauge(
         out, "roomd_inbox_paused", "1: the broker is not read because too much is not committed.", history->paused);
 }
@@ -483,51 +482,6 @@ static void write_dead_letters(const struct history *history, struct buf *out)
                 history->stats.dead_by_reason[i]);
 }
 
-static void write_links(const struct history *history, struct buf *out)
-{
-    static const char *const names[] = {"publish", "consume"};
-    const struct amqp_link *links[] = {history->publish, history->consume};
-
-    buf_text(out, "# HELP roomd_broker_total What happened on the connections to the broker.\n# TYPE "
-                  "roomd_broker_total counter\n");
-    for (size_t i = 0; i < countof(links); i++) {
-        struct amqp_counters counters;
-
-        if (!links[i])
-            continue;
-        counters = amqp_link_counters(links[i]);
-        buf_printf(out,
-            "roomd_broker_total{link=\"%s\",what=\"published\"} %" PRIu64
-            "\nroomd_broker_total{link=\"%s\",what=\"confirmed\"} %" PRIu64 "\n"
-            "roomd_broker_total{link=\"%s\",what=\"returned\"} %" PRIu64
-            "\nroomd_broker_total{link=\"%s\",what=\"nacked\"} %" PRIu64 "\n"
-            "roomd_broker_total{link=\"%s\",what=\"delivered\"} %" PRIu64
-            "\nroomd_broker_total{link=\"%s\",what=\"reconnected\"} %" PRIu64 "\n",
-            names[i], counters.published_total, names[i], counters.confirmed_total, names[i], counters.returned_total,
-            names[i], counters.nacked_total, names[i], counters.delivered_total, names[i], counters.reconnects_total);
-    }
-    if (history->publish)
-        write_gauge(out, "roomd_publishes_pending", "Publishes without a confirm.",
-            amqp_link_counters(history->publish).pending);
-}
-
-static void write_lanes(const struct history *history, struct buf *out)
-{
-    static const char *const names[PG_LANES] = {"write", "read", "control"};
-
-    buf_text(out, "# HELP roomd_database_total Statements, errors and new connections, by lane.\n# TYPE "
-                  "roomd_database_total counter\n");
-    for (int i = 0; i < PG_LANES; i++) {
-        struct pg_counters counters = pg_counters(history->pg, (enum pg_lane)i);
-
-        buf_printf(out,
-            "roomd_database_total{lane=\"%s\",what=\"statements\"} %" PRIu64
-            "\nroomd_database_total{lane=\"%s\",what=\"errors\"} %" PRIu64 "\n"
-            "roomd_database_total{lane=\"%s\",what=\"reconnected\"} %" PRIu64 "\n",
-            names[i], counters.statements_total, names[i], counters.errors_total, names[i], counters.reconnects_total);
-    }
-}
-
 void history_metrics(const struct history *history, struct buf *out)
 {
     write_messages(history, out);
@@ -536,6 +490,4 @@ void history_metrics(const struct history *history, struct buf *out)
     outbox_metrics(history->outbox, out);
     calls_metrics(history->calls, out);
     reader_metrics(history->reader, out);
-    write_links(history, out);
-    write_lanes(history, out);
 }
