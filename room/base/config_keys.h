@@ -1,102 +1,75 @@
 /* Every setting of roomd. CONFIG_KEY(name, type, default, least, most, help); bounds count for numbers only.
  * No include guard: this file is included once per use. */
 
+/* clang-format off: a setting is one line, also for those who search */
+
 /* this instance */
-CONFIG_KEY(instance_name, CONFIG_TEXT, "roomd", 0, 0,
-    "label of this instance in logs, metrics and the registry (its id is minted at start)")
+CONFIG_KEY(instance_name, CONFIG_TEXT, "roomd", 0, 0, "label of this instance in logs, metrics and the registry (its id is minted at start)")
 CONFIG_KEY(listen_address, CONFIG_TEXT, "127.0.0.1", 0, 0, "address the instance port listens on")
-CONFIG_KEY(listen_port, CONFIG_INT, "7400", 0, 65535,
-    "instance port: service calls, streams, health; 0 = one the kernel picks")
-CONFIG_KEY(advertise_url, CONFIG_TEXT, "", 0, 0,
-    "url under which gateways reach this instance; empty = http(s)://listen_address:port")
+CONFIG_KEY(listen_port, CONFIG_INT, "7400", 0, 65535, "instance port: service calls, streams, health; 0 = one the kernel picks")
+CONFIG_KEY(advertise_url, CONFIG_TEXT, "", 0, 0, "url under which gateways reach this instance; empty = http(s)://listen_address:port")
 CONFIG_KEY(log_level, CONFIG_TEXT, "info", 0, 0, "debug, info, warn or error")
-CONFIG_KEY(service_keys, CONFIG_SECRET, "", 0, 0,
-    "keys of upstream gateways: name:key, comma-separated; several are valid at once, so that keys can rotate")
-CONFIG_KEY(ticket_keys, CONFIG_SECRET, "", 0, 0,
-    "keys that sign tickets: kid:key (key >= 32 bytes), comma-separated; the first signs, all verify; the same on "
-    "every instance")
+CONFIG_KEY(service_keys, CONFIG_SECRET, "", 0, 0, "keys of upstream gateways: name:key, comma-separated; several are valid at once, so that keys can rotate")
+CONFIG_KEY(ticket_keys, CONFIG_SECRET, "", 0, 0, "keys that sign tickets: kid:key (key >= 32 bytes), comma-separated; the first signs, all verify; the same on every instance")
 CONFIG_KEY(tls_certificate_file, CONFIG_TEXT, "", 0, 0, "PEM chain for the instance port; empty = no TLS")
 CONFIG_KEY(tls_key_file, CONFIG_TEXT, "", 0, 0, "PEM key for tls_certificate_file")
 
 /* PostgreSQL */
 CONFIG_KEY(database_url, CONFIG_SECRET, "postgresql://127.0.0.1:5432/roomd", 0, 0, "libpq connection string or URL")
-CONFIG_KEY(
-    database_read_connections, CONFIG_INT, "3", 1, 64, "connections for reads; one more writes, one more renews leases")
+CONFIG_KEY(database_read_connections, CONFIG_INT, "3", 1, 64, "connections for reads; one more writes, one more renews leases")
 CONFIG_KEY(database_timeout_ms, CONFIG_MS, "5000", 100, 600000, "a read without an answer for so long is given up")
-CONFIG_KEY(database_queue_max, CONFIG_INT, "10000", 1, 1000000,
-    "reads waiting for a connection; more are refused with unavailable")
+CONFIG_KEY(database_queue_max, CONFIG_INT, "10000", 1, 1000000, "reads waiting for a connection; more are refused with unavailable")
 
 /* RabbitMQ */
-CONFIG_KEY(broker_urls, CONFIG_SECRET, "amqp://guest:guest@127.0.0.1:5672/%2f", 0, 0,
-    "amqp:// or amqps:// addresses, comma-separated, tried in order")
-CONFIG_KEY(broker_ca_file, CONFIG_TEXT, "", 0, 0,
-    "PEM file of the CA that signed the broker's certificate; empty = the system's")
-CONFIG_KEY(broker_publish_heartbeat_ms, CONFIG_MS, "10000", 1000, 600000,
-    "heartbeat of the publishing connection (whole seconds)")
-CONFIG_KEY(broker_consume_heartbeat_ms, CONFIG_MS, "3000", 1000, 600000,
-    "heartbeat of the consuming connection: a frozen owner is cut off by the broker after two")
+CONFIG_KEY(broker_urls, CONFIG_SECRET, "amqp://guest:guest@127.0.0.1:5672/%2f", 0, 0, "amqp:// or amqps:// addresses, comma-separated, tried in order")
+CONFIG_KEY(broker_ca_file, CONFIG_TEXT, "", 0, 0, "PEM file of the CA that signed the broker's certificate; empty = the system's")
+CONFIG_KEY(broker_publish_heartbeat_ms, CONFIG_MS, "10000", 1000, 600000, "heartbeat of the publishing connection (whole seconds)")
+CONFIG_KEY(broker_consume_heartbeat_ms, CONFIG_MS, "3000", 1000, 600000, "heartbeat of the consuming connection: a frozen owner is cut off by the broker after two")
 CONFIG_KEY(broker_publish_timeout_ms, CONFIG_MS, "5000", 100, 600000, "a publish not confirmed for so long is given up")
-CONFIG_KEY(broker_publish_max_pending, CONFIG_INT, "20000", 1, 1000000,
-    "publishes without a confirm; more are refused with unavailable")
+CONFIG_KEY(broker_publish_max_pending, CONFIG_INT, "20000", 1, 1000000, "publishes without a confirm; more are refused with unavailable")
 CONFIG_KEY(broker_publish_max_pending_bytes, CONFIG_BYTES, "64m", 65536, 4294967296, "the same in bytes")
-CONFIG_KEY(queue_max_length_bytes, CONFIG_BYTES, "1g", 1048576, 1099511627776,
-    "x-max-length-bytes of a shard's queue; above it the broker refuses publishes")
+CONFIG_KEY(queue_max_length_bytes, CONFIG_BYTES, "1g", 1048576, 1099511627776, "x-max-length-bytes of a shard's queue; above it the broker refuses publishes")
 
 /* shards and the log */
-CONFIG_KEY(shard_count, CONFIG_INT, "64", 1, 999,
-    "shards s00, s01, ... that roomd migrate makes sure exist; new rooms are spread over them")
+CONFIG_KEY(shard_count, CONFIG_INT, "64", 1, 999, "shards s00, s01, ... that roomd migrate makes sure exist; new rooms are spread over them")
 CONFIG_KEY(prefetch, CONFIG_INT, "500", 1, 65535, "unacknowledged deliveries per shard")
-CONFIG_KEY(unpersisted_max_bytes, CONFIG_BYTES, "64m", 1048576, 4294967296,
-    "accepted but not committed bytes per instance; above it the broker is not read")
+CONFIG_KEY(unpersisted_max_bytes, CONFIG_BYTES, "64m", 1048576, 4294967296, "accepted but not committed bytes per instance; above it the broker is not read")
 CONFIG_KEY(batch_max_rows, CONFIG_INT, "500", 1, 10000, "rows in one commit")
 CONFIG_KEY(batches_in_flight, CONFIG_INT, "2", 1, 8, "commits on the way at once")
 CONFIG_KEY(content_max_bytes, CONFIG_BYTES, "64k", 1024, 1048576, "largest content of one message")
-CONFIG_KEY(dedup_window, CONFIG_INT, "20000", 0, 10000000,
-    "committed message ids kept in memory per shard; behind it the database answers")
+CONFIG_KEY(dedup_window, CONFIG_INT, "20000", 0, 10000000, "committed message ids kept in memory per shard; behind it the database answers")
 CONFIG_KEY(member_cache, CONFIG_INT, "200000", 1000, 100000000, "(room, account) roles kept in memory per instance")
 CONFIG_KEY(room_cache, CONFIG_INT, "100000", 1000, 100000000, "rooms kept in memory per instance")
 CONFIG_KEY(op_timeout_ms, CONFIG_MS, "5000", 100, 60000, "a room change not durable for so long answers timeout")
 CONFIG_KEY(recall_window_ms, CONFIG_MS, "120000", 0, 315360000000, "how long a sender may recall a message")
-CONFIG_KEY(dead_letter_keep_ms, CONFIG_MS, "86400000", 60000, 31536000000,
-    "how long sent dead letters stay in the outbox table, so that a redelivered one is recognised")
+CONFIG_KEY(dead_letter_keep_ms, CONFIG_MS, "86400000", 60000, 31536000000, "how long sent dead letters stay in the outbox table, so that a redelivered one is recognised")
 
 /* ownership */
 CONFIG_KEY(beat_ms, CONFIG_MS, "1000", 100, 60000, "how often an instance renews itself in the registry")
-CONFIG_KEY(
-    lease_ttl_ms, CONFIG_MS, "4000", 500, 600000, "an instance silent for so long, by the observer's clock, is dead")
+CONFIG_KEY(lease_ttl_ms, CONFIG_MS, "4000", 500, 600000, "an instance silent for so long, by the observer's clock, is dead")
 
 /* HTTP */
 CONFIG_KEY(request_max_bytes, CONFIG_BYTES, "1m", 1024, 67108864, "largest request body")
-CONFIG_KEY(request_timeout_ms, CONFIG_MS, "10000", 100, 600000,
-    "time to send a whole request, and idle time of a kept-alive connection")
-CONFIG_KEY(write_timeout_ms, CONFIG_MS, "30000", 1000, 600000,
-    "a reader of an answer or stream that takes nothing for so long is cut")
+CONFIG_KEY(request_timeout_ms, CONFIG_MS, "10000", 100, 600000, "time to send a whole request, and idle time of a kept-alive connection")
+CONFIG_KEY(write_timeout_ms, CONFIG_MS, "30000", 1000, 600000, "a reader of an answer or stream that takes nothing for so long is cut")
 CONFIG_KEY(connections_max, CONFIG_INT, "100000", 10, 10000000, "open connections; more are closed at once")
 CONFIG_KEY(poll_wait_max_ms, CONFIG_MS, "60000", 1000, 600000, "largest wait_ms of history/Pull")
 
 /* streams */
-CONFIG_KEY(
-    heartbeat_ms, CONFIG_MS, "20000", 100, 600000, "ping on every stream; a WebSocket silent for two is closed 4001")
-CONFIG_KEY(
-    ticket_ttl_ms, CONFIG_MS, "300000", 1000, 86400000, "life of a ticket, and the largest ttl_ms one may ask for")
+CONFIG_KEY(heartbeat_ms, CONFIG_MS, "20000", 100, 600000, "ping on every stream; a WebSocket silent for two is closed 4001")
+CONFIG_KEY(ticket_ttl_ms, CONFIG_MS, "300000", 1000, 86400000, "life of a ticket, and the largest ttl_ms one may ask for")
 CONFIG_KEY(ticket_rooms_max, CONFIG_INT, "100", 1, 1000, "rooms named in one ticket")
 CONFIG_KEY(streams_max, CONFIG_INT, "50000", 1, 10000000, "open streams; more are refused with 503 or 4003")
-CONFIG_KEY(stream_pending_max_bytes, CONFIG_BYTES, "256k", 4096, 67108864,
-    "bytes waiting for one stream; above it the stream goes on from the store at its own pace")
+CONFIG_KEY(stream_pending_max_bytes, CONFIG_BYTES, "256k", 4096, 67108864, "bytes waiting for one stream; above it the stream goes on from the store at its own pace")
 CONFIG_KEY(stream_send_buffer_bytes, CONFIG_BYTES, "64k", 4096, 4194304, "SO_SNDBUF of a stream's socket")
-CONFIG_KEY(stream_no_progress_ms, CONFIG_MS, "30000", 1000, 600000,
-    "a stream that took nothing for so long while something waits is closed 4002")
-CONFIG_KEY(
-    stream_frame_max_bytes, CONFIG_BYTES, "128k", 1024, 16777216, "largest frame or message from a WebSocket client")
+CONFIG_KEY(stream_no_progress_ms, CONFIG_MS, "30000", 1000, 600000, "a stream that took nothing for so long while something waits is closed 4002")
+CONFIG_KEY(stream_frame_max_bytes, CONFIG_BYTES, "128k", 1024, 16777216, "largest frame or message from a WebSocket client")
 CONFIG_KEY(stream_poll_hold_ms, CONFIG_MS, "25000", 100, 60000, "how long a long poll without news is held")
 CONFIG_KEY(catch_up_reads_max, CONFIG_INT, "16", 1, 1000, "store reads in flight for streams that catch up")
-CONFIG_KEY(
-    tail_max_entries, CONFIG_INT, "256", 16, 65536, "entries kept in memory per open room for streams that attach")
+CONFIG_KEY(tail_max_entries, CONFIG_INT, "256", 16, 65536, "entries kept in memory per open room for streams that attach")
 CONFIG_KEY(tail_max_bytes, CONFIG_BYTES, "256k", 4096, 67108864, "the same in bytes")
-CONFIG_KEY(signal_above_streams, CONFIG_INT, "20000", 1, 10000000,
-    "rooms with more streams on this instance get signals instead of entries")
+CONFIG_KEY(signal_above_streams, CONFIG_INT, "20000", 1, 10000000, "rooms with more streams on this instance get signals instead of entries")
 CONFIG_KEY(durable_mark_ms, CONFIG_MS, "1000", 10, 60000, "durable marks of one room are at least so far apart")
 CONFIG_KEY(drain_ms, CONFIG_MS, "10000", 0, 600000, "window in which a stopping instance sends its streams away")
-CONFIG_KEY(allowed_origins, CONFIG_TEXT, "", 0, 0,
-    "origins of web pages that may open streams straight at this instance, comma-separated; requests without Origin "
-    "always may")
+CONFIG_KEY(allowed_origins, CONFIG_TEXT, "", 0, 0, "origins of web pages that may open streams straight at this instance, comma-separated; requests without Origin always may")
+/* clang-format on */

@@ -1224,7 +1224,8 @@ class LongPoll(Stream):
     def __init__(self, url, ticket, after=None, cursors=None, ticket_by="header", headers=None, post=False, query=None, background=True):
         super().__init__(url, ticket, after, cursors)
         self._options = (ticket_by, headers, post, query)
-        self._known, self._answered = {}, False
+        # An answer names the rooms that moved; where the others stand, the reader knows itself.
+        self._known, self._answered = dict(position.split("@") for position in self.after if "@" in position), False
         parts = urllib.parse.urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
         if background:

@@ -120,7 +120,11 @@ def test_a_second_instance_gets_no_lease_and_takes_over_when_the_first_is_killed
     second = cluster.start()
     assert second.readyz()[1]["ready"] is False
     assert "another instance" in second.readyz()[1]["reason"]
-    answer = cluster.api.ok("history/PullByActiveConnection", account_id="reader", rooms=[{"room_id": rooms[0]}])
-    assert [endpoint["url"] for endpoint in answer["endpoints"]] == [cluster.instances[0].url, second.url]
+
+    def offered():
+        answer = cluster.api.ok("history/PullByActiveConnection", account_id="reader", rooms=[{"room_id": rooms[0]}])
+        return [endpoint["url"] for endpoint in answer["endpoints"]]
+
+    wait_for(lambda: offered() == [cluster.instances[0].url, second.url], what="the standby is known, and comes second")
     traffic_through(cluster, rooms, cluster.instances[0].kill9, after=100)
     assert second.readyz()[1]["ready"] is True

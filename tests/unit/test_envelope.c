@@ -279,7 +279,7 @@ static void entries_are_one_line_of_json_each(void **state)
     assert_true(json_check(entry_json(entry), &json, &why));
     assert_memory_equal(entry->json,
         "{\"type\":\"message\",\"room_id\":\"" ROOM "\",\"epoch\":3,\"seq\":57,\"at\":1000,\"message_id\":"
-                                                    "\"00000000000000000000000000\",\"client_msg_id\":\"c\\\"1\","
+        "\"00000000000000000000000000\",\"client_msg_id\":\"c\\\"1\","
         "\"sender\":\"a\",\"kind\":\"text\",\"content\":\"hi\",\"sent_at\":5}",
         entry->n);
     entry_drop(entry);
