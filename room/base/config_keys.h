@@ -1,7 +1,8 @@
 /* Every setting of roomd. CONFIG_KEY(name, type, default, least, most, help); bounds count for numbers only.
  * No include guard: this file is included once per use. */
 
-/* clang-format off: a setting is one line, also for those who search */
+/* A setting is one line, also for those who search. */
+/* clang-format off */
 
 /* this instance */
 CONFIG_KEY(instance_name, CONFIG_TEXT, "roomd", 0, 0, "label of this instance in logs, metrics and the registry (its id is minted at start)")
