@@ -131,7 +131,8 @@ bool access_from_memory(struct reader *reader, struct history_access *access, en
     access->role = ROLE_NONE;
     access->join_seq = 0;
     if (access->account.n) {
-        access->role = sequencer_find_member(shard->sequencer, access->room_id, access->account, &access->join_seq);
+        access->role = sequencer_find_member(
+            shard->sequencer, access->room_id, access->account, &access->join_seq, &access->muted_until);
         if (access->role == ROLE_NONE) /* absence is never remembered */
             return false;
     }

@@ -18,11 +18,13 @@ struct content_facts {
     struct json quote;   /* where it stood, for the error text */
     struct buf mentions; /* JSON array text, empty = none; the caller's to clear */
     size_t mention_count;
+    bool mentions_all;
+    char field[96]; /* of a refusal: "content.parts[2].type" */
 };
 
 /*
  * Check checked JSON `content` for `kind` and fill `facts` (zeroed by the caller).
- *   ERR_BAD_REQUEST: *why is a sentence that names the part, good until the next call
+ *   ERR_BAD_REQUEST: *why is a sentence that names the part, good until the next call; facts->field is its path
  */
 MUST_USE enum err content_check(struct str kind, struct json content, struct content_facts *facts, const char **why);
 

@@ -1,6 +1,8 @@
+#define _GNU_SOURCE /* memmem */
 #include "entry.h"
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,6 +16,7 @@ static const char *const type_names[ENTRY_TYPES] = {
     [ENTRY_LEFT] = "member.left",
     [ENTRY_UPDATED] = "room.updated",
     [ENTRY_REMOVED] = "room.removed",
+    [ENTRY_MEMBER_UPDATED] = "member.updated",
 };
 static const char *const state_names[] = {NULL, "edited", "recalled", "deleted"};
 
@@ -134,12 +137,54 @@ struct entry *entry_new(const struct entry_parts *parts)
     } else if (parts->content.n) {
         *at++ = ',';
         at = put(at, parts->content.p, parts->content.n);
+        if (parts->type == ENTRY_EDITED && parts->meta.n) {
+            *at++ = ',';
+            at = put(at, parts->meta.p, parts->meta.n);
+        }
     }
     *at++ = '}';
     entry->n = (uint32_t)(at - entry->json);
     one_line(entry->json, entry->n); /* content is the JSON text it came as: line breaks may stand between its tokens */
     assert(entry->n <= most);
     return entry;
+}
+
+struct entry *entry_tombstone(const struct entry *entry, int state)
+{
+    /* Only ever a member's name in our own text: inside a string its quotes would be escaped. What follows content are
+     * members that go with it. */
+    static const char name[] = ",\"content\":";
+    const char *cut = memmem(entry->json, entry->n, name, sizeof name - 1);
+    size_t kept = cut ? (size_t)(cut - entry->json) : entry->n - 1;
+    struct entry *tombstone = xmalloc(sizeof *tombstone + kept + 32);
+    char *at = put(tombstone->json, entry->json, kept);
+
+    assert(state == 2 || state == 3);
+    memcpy(tombstone, entry, offsetof(struct entry, json));
+    tombstone->holders = 1;
+    if (entry->type == ENTRY_MESSAGE && cut) {
+        at = PUT(at, ",\"state\":\"");
+        at = put(at, state_names[state], strlen(state_names[state]));
+        *at++ = '"';
+    }
+    *at++ = '}';
+    tombstone->n = (uint32_t)(at - tombstone->json);
+    return tombstone;
+}
+
+uint64_t entry_target(const struct entry *entry)
+{
+    static const char name[] = ",\"target_seq\":";
+    const char *at = NULL;
+    uint64_t seq = 0;
+
+    if (entry->type == ENTRY_EDITED || entry->type == ENTRY_RECALLED || entry->type == ENTRY_DELETED)
+        at = memmem(entry->json, entry->n, name, sizeof name - 1);
+    if (!at)
+        return 0;
+    for (at += sizeof name - 1; *at >= '0' && *at <= '9'; at++)
+        seq = seq * 10 + (uint64_t)(*at - '0');
+    return seq;
 }
 
 struct entry *entry_hold(struct entry *entry)

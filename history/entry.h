@@ -19,6 +19,7 @@ enum entry_type {
     ENTRY_LEFT = 6,
     ENTRY_UPDATED = 7,
     ENTRY_REMOVED = 8,
+    ENTRY_MEMBER_UPDATED = 9, /* another role, muted */
     ENTRY_TYPES
 };
 
@@ -42,7 +43,8 @@ struct entry_parts {
     struct id128 message_id;
     struct str client_msg_id, sender, kind;
     struct str content; /* messages: JSON value; others: members without braces, may be empty */
-    struct str meta;    /* messages: further members without braces; others: not shown */
+    struct str meta;    /* messages and edits: further members without braces (an edit's content is there, so that a
+                         * recall can take it away); others: not shown */
     int state;          /* 0 as sent, 1 edited, 2 recalled, 3 deleted: the latter two show no content */
 };
 
@@ -52,6 +54,11 @@ void entry_drop(struct entry *entry); /* NULL is allowed */
 /* Line breaks in checked JSON become blanks: an event is one line on every transport. */
 void one_line(char *json, size_t n);
 const char *entry_type_name(enum entry_type type); /* "message", "member.joined", … */
+/* The same entry as its store shows it once its message is recalled or deleted: a message's tombstone with that state
+ * (2, 3), an edit without its content. The caller's. */
+struct entry *entry_tombstone(const struct entry *entry, int state);
+/* What an edit, recall or delete changes: its target_seq; 0: the entry is none of these. */
+uint64_t entry_target(const struct entry *entry);
 
 static inline struct str entry_json(const struct entry *entry)
 {

@@ -18,6 +18,11 @@ enum op_kind {
     OP_MEMBER_REMOVE,
     OP_ROOM_UPDATE,
     OP_ROOM_REMOVE,
+    OP_ROOM_MUTE, /* all accounts, or the room */
+    OP_MEMBER_ROLE,
+    OP_MESSAGE_EDIT,
+    OP_MESSAGE_RECALL,
+    OP_MESSAGE_DELETE, /* for all */
     OP_KINDS
 };
 
@@ -34,16 +39,23 @@ struct envelope {
     int64_t hash;
     uint64_t quote_seq; /* 0 = none */
     bool transient;
-    bool counted; /* counts as unread */
+    bool counted;        /* counts as unread */
+    struct str mentions; /* JSON array of accounts and "@all", a slice of meta; empty = none */
+    bool mentions_all;
 
     enum op_kind op;
     struct str name, notice, owner, extra; /* OP_ROOM_UPDATE; p NULL = as it is; extra is JSON text */
     int32_t member_limit;                  /* OP_ROOM_UPDATE; -1 = as it is */
     struct str reason;
-    struct str by;        /* whose act it is; empty = the service's */
-    enum role role;       /* OP_MEMBER_ADD */
-    uint64_t called_at;   /* unix ms at the instance that took the call */
-    struct str *accounts; /* OP_MEMBER_*: each once, in the order given; OP_ROOM_UPDATE: the new owner */
+    struct str by;       /* whose act it is; empty = the service's */
+    enum role role;      /* OP_MEMBER_ADD, OP_MEMBER_ROLE */
+    uint64_t called_at;  /* unix ms at the instance that took the call */
+    uint64_t until;      /* OP_ROOM_MUTE: unix ms; 0 = may speak again */
+    uint64_t target_seq; /* OP_MESSAGE_*: one of the two names the message; 0, zero: not given */
+    struct id128 target_id;
+    struct json new_content; /* OP_MESSAGE_EDIT: checked for well-formedness and size; its kind is the message's */
+    struct str *accounts; /* OP_MEMBER_*, OP_ROOM_MUTE (none = the room): each once, in the order given; OP_ROOM_UPDATE:
+                           * the new owner */
     size_t account_count;
     struct buf scratch; /* unescaped texts */
     struct buf meta_text;

@@ -221,7 +221,7 @@ static void take_row(struct round *round, const PGresult *result, int row)
     }
     case KIND_MEMBER:
         sequencer_fact_member(sequencer, &round->parts[part].needs, room_id, pg_get_str(result, row, 3),
-            (enum role)pg_get_i64(result, row, 5), (uint64_t)pg_get_i64(result, row, 6));
+            (enum role)pg_get_i64(result, row, 5), (uint64_t)pg_get_i64(result, row, 6), 0);
         return;
     case KIND_ID:
         sequencer_fact_id(sequencer, room_id, pg_get_uuid(result, row, 4), (uint64_t)pg_get_i64(result, row, 5),

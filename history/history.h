@@ -35,6 +35,9 @@ struct history_events {
     void (*transient)(void *arg, struct str room_id, struct str json);
     /* To the sender's streams: message.rejected. */
     void (*rejected)(void *arg, struct str account, struct str json);
+    /* What has no place in the log (typing, read, …), told by this instance or another one: for the streams of a room,
+     * or (room_id empty) for the streams of an account. Dropped first under load. */
+    void (*ephemeral)(void *arg, struct str room_id, struct str account, struct str json);
     /* The shard is ours under this epoch from now on, or was lost: views of its rooms that showed entries above their
      * durable mark have to look (reset). */
     void (*epoch)(void *arg, struct str shard, uint64_t epoch, bool ours);
@@ -73,8 +76,13 @@ struct history_access {
     bool removed, since_join;
     enum role role;
     uint64_t join_seq;
-    struct cursor head; /* durable, with the epoch of the entry there */
-    struct list link;   /* history's */
+    struct cursor head;   /* durable, with the epoch of the entry there */
+    uint64_t last_seq;    /* sequenced, durable or not; 0: not known here (another instance owns the room) */
+    uint64_t muted_until; /* unix ms: the account may not speak before; 0 = it may. Of the room's mute too, unless the
+                           * role is above it */
+    int32_t members;
+    bool direct;
+    struct list link; /* history's */
     size_t nth;
 };
 void history_ask_access(struct history *history, struct history_access *access);
@@ -87,6 +95,8 @@ struct history_push {
         client_msg_id; /* client_msg_id empty: minted; all valid by name.h, content checked JSON */
     struct str meta;   /* sent_at, mentions, quote_seq as JSON members without braces; may be empty */
     bool transient;
+    bool mentions_all;
+    uint64_t quote_seq; /* 0 = none; refused at once when it is known not to exist */
     enum history_wait wait;
     void (*done)(struct history_push *push, enum err err);
     /* ERR_OK; ERR_NO_SUCH_ROOM, ERR_ROOM_GONE, ERR_NOT_MEMBER, ERR_UNAVAILABLE, ERR_TIMEOUT, and with wait:
@@ -95,7 +105,8 @@ struct history_push {
     char client_msg_id_text[CLIENT_MSG_ID_MAX_BYTES + 1]; /* the one given or minted */
     uint64_t seq;                                         /* waited for */
     bool duplicate;
-    void *impl; /* history's */
+    char why[160]; /* on a refusal: a sentence; may be empty */
+    void *impl;    /* history's */
 };
 void history_push(struct history *history, struct history_push *push);
 
@@ -109,11 +120,70 @@ struct history_op {
     void (*done)(struct history_op *op, enum err err);
     /* ERR_OK and what the owner refused with; ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK: */
     uint64_t seq;
-    struct str result; /* JSON members without braces ("added":[…],"already":[…]); good for the call */
+    struct str result; /* JSON members without braces ("added":[…],"already":[…]); good for the call. Refused:
+                        * "result":"<code>", then perhaps "why":"<sentence>", "field":"content.parts[2].type",
+                        * "until":<unix ms> */
     bool duplicate;    /* answered from an earlier call with this request_id */
     void *impl;
 };
 void history_submit_op(struct history *history, struct history_op *op);
+
+/* --- read cursors --- */
+/* Moves the account's cursor forward, never back and never past the head. Above the durable head it waits for that, at
+ * most mark_wait_ms. Marks are merged: one statement every mark_flush_ms, at once when nothing was marked lately. */
+struct history_mark {
+    struct str room_id, account;
+    uint64_t read_seq;
+    void (*done)(struct history_mark *mark, enum err err);
+    /* ERR_OK, ERR_BAD_REQUEST (above the head), ERR_NO_SUCH_ROOM, ERR_NOT_MEMBER, ERR_UNAVAILABLE, ERR_TIMEOUT. On
+     * ERR_OK: */
+    uint64_t unread; /* read_seq is what the cursor is now */
+    void *impl;
+};
+void history_mark_read(struct history *history, struct history_mark *mark);
+
+/* How much an account has not read, in the rooms named or in all its open rooms. One statement. */
+struct history_unread {
+    struct str account;
+    const struct str *room_ids; /* NULL: all */
+    size_t room_id_count;
+    void (*done)(struct history_unread *unread, enum err err); /* ERR_OK, ERR_UNAVAILABLE, ERR_TIMEOUT */
+    struct str answer_json;                                    /* {"rooms":[…],"total":…}; good for the call */
+    struct pg_query query;
+};
+void history_ask_unread(struct history *history, struct history_unread *unread);
+
+/* --- hidden entries: "delete for me" --- */
+struct history_hide {
+    struct str room_id, account;
+    uint64_t seq; /* one of the two */
+    struct id128 message_id;
+    void (*done)(struct history_hide *hide, enum err err);
+    /* ERR_OK (also when it was hidden before), ERR_NO_SUCH_ROOM, ERR_NO_SUCH_MESSAGE, ERR_NOT_MEMBER, ERR_TOO_LARGE
+     * (hidden_max), ERR_UNAVAILABLE, ERR_TIMEOUT */
+    struct pg_query query;
+    void *impl;
+};
+void history_hide_entry(struct history *history, struct history_hide *hide);
+/* Which entries of a room an account has hidden, above after_seq, ascending; batched per turn. */
+struct history_hidden {
+    int64_t room_no;
+    struct str account;
+    uint64_t after_seq;
+    void (*done)(struct history_hidden *hidden, enum err err);
+    const uint64_t *seqs; /* good for the call */
+    size_t count;
+    struct list link;
+    size_t nth;
+};
+void history_ask_hidden(struct history *history, struct history_hidden *hidden);
+void history_hidden_forget(struct history_hidden *hidden);
+
+/* --- what is not kept: to open streams here at once, to those of other instances by the feed, best effort --- */
+void history_tell_room(struct history *history, struct str room_id, struct str json);
+void history_tell_account(struct history *history, struct str account, struct str json);
+/* The proxy has (no more) rooms of this shard: what is told about them is wanted here. */
+void history_follow(struct history *history, struct str shard, bool follow);
 
 /* --- Pull --- */
 enum pull_from { PULL_LATEST, PULL_AFTER, PULL_BEFORE };

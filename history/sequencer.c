@@ -267,17 +267,25 @@ void sequencer_fact_room(struct sequencer *s, const struct seq_needs *needs, con
     room->durable_epoch = fact->last_epoch;
     room->last_at = fact->last_at;
     room->counted = fact->counted;
+    room->muted_until = fact->muted_until;
 }
 
 void sequencer_fact_member(struct sequencer *s, const struct seq_needs *needs, struct str room_id, struct str account,
-    enum role role, uint64_t join_seq)
+    enum role role, uint64_t join_seq, uint64_t muted_until)
 {
     struct seq_room *room = room_find(s, room_id);
 
     /* What memory holds is newer: it may be a change on its way to the database. And an answer to a question from
      * before a change was committed may be older than that. */
     if (room && room->loaded && needs->asking > room->stale_asking && role && !member_find(s, room, account))
-        member_put(s, room, account, role, join_seq);
+        member_put(s, room, account, role, join_seq)->muted_until = muted_until;
+}
+
+void sequencer_fact_target(struct sequencer *s, const struct seq_needs *needs, const struct seq_target_fact *fact)
+{
+    (void)s;
+    (void)needs;
+    (void)fact;
 }
 
 /* The same delivery, come again and parked: its dead letter is written. */
@@ -680,13 +688,17 @@ bool sequencer_find_room(struct sequencer *s, struct str room_id, struct seq_roo
         .durable_seq = room->durable_seq,
         .durable_epoch = room->durable_epoch,
         .epoch = s->settings.epoch,
+        .muted_until = room->muted_until,
+        .members = room->members,
         .removed = room->removed,
         .since_join = room->since_join,
+        .direct = room->direct,
     };
     return true;
 }
 
-enum role sequencer_find_member(struct sequencer *s, struct str room_id, struct str account, uint64_t *join_seq)
+enum role sequencer_find_member(
+    struct sequencer *s, struct str room_id, struct str account, uint64_t *join_seq, uint64_t *muted_until)
 {
     struct seq_room *room = room_find(s, room_id);
     struct known_member *member = room && room->loaded ? member_find(s, room, account) : NULL;
@@ -694,6 +706,7 @@ enum role sequencer_find_member(struct sequencer *s, struct str room_id, struct 
     if (!member || member->pins)
         return ROLE_NONE;
     *join_seq = member->join_seq;
+    *muted_until = member->muted_until;
     return member->role;
 }
 

@@ -25,6 +25,7 @@
 
 #include "entry.h"
 #include "envelope.h"
+#include "room/rules.h"
 #include "room/base/list.h"
 #include "room/base/map.h"
 
@@ -35,9 +36,10 @@ struct seen;
 /* What a commit must write for one member of a room. */
 struct seq_member_change {
     struct str account; /* points into the row's envelope or own text */
-    enum { MEMBER_LEAVES = 0, MEMBER_JOINS = 1, MEMBER_ROLE = 2 } action; /* as append() has it */
+    enum { MEMBER_LEAVES = 0, MEMBER_JOINS = 1, MEMBER_ROLE = 2, MEMBER_MUTED = 3 } action; /* as append() has it */
     enum role role;
-    bool pinned; /* the sequencer's: it holds what memory knows of the member */
+    uint64_t muted_until; /* MEMBER_MUTED: unix ms; 0 = not */
+    bool pinned;          /* the sequencer's: it holds what memory knows of the member */
 };
 
 /* What a commit must write for the room itself; p NULL = as it is. */
@@ -46,7 +48,18 @@ struct seq_room_change {
     int32_t members; /* the number after this row */
     struct str name, notice, owner, extra;
     int32_t member_limit; /* -1 = as it is */
+    int64_t muted_until;  /* unix ms, 0 = not; -1 = as it is */
     bool removed;
+};
+
+/* What a commit must write for the message that an edit, recall or delete is about. Recalled and deleted: content and
+ * further members go for good, from the message and from all earlier edits of it. */
+struct seq_target_change {
+    uint64_t seq;  /* 0 = none */
+    int16_t state; /* 1 edited, 2 recalled, 3 deleted */
+    struct str content;
+    struct str meta;     /* p NULL = as it is */
+    struct str mentions; /* JSON array, empty = none; with meta */
 };
 
 /* One row: what one delivery wants written. Rows of a shard are committed in order; a batch is any run of them. */
@@ -64,8 +77,9 @@ struct seq_row {
     struct seq_member_change *members;
     size_t member_count;
     struct seq_room_change change;
+    struct seq_target_change target;
     enum err dead;         /* not ERR_OK: goes to the outbox with this reason */
-    const char *why;       /* the sentence to it, static */
+    const char *why;       /* the sentence to it; good as long as the row */
     struct id128 dead_id;  /* message_id of the outbox row; zero: null there (a body that was no message) */
     enum err result;       /* ops: what the caller is told */
     bool shown;            /* given to shown() already */
@@ -93,13 +107,17 @@ struct sequencer_events {
     /* Committed: an op, or the message with this id. For waiting callers. seq 0: refused (dead letter). duplicate: it
      * had been there before, at seq. meta: an op's result members; empty when duplicate (look it up in the log). */
     void (*settled)(void *arg, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
+    /* A message of an account (not of @system) is committed: its own read cursor stands here now. */
+    void (*sent)(void *arg, struct str room_id, int64_t room_no, struct str sender, uint64_t seq);
 };
 
 struct sequencer_settings {
     struct str shard;
     uint64_t epoch;
     size_t dedup_window; /* committed ids kept */
-    size_t room_cache, member_cache;
+    size_t room_cache, member_cache, target_cache;
+    uint64_t recall_window_ms;
+    struct rules rules;
 };
 
 struct sequencer *sequencer_new(const struct sequencer_settings *settings, const struct sequencer_events *events);
@@ -127,13 +145,20 @@ struct seq_need_id {
     struct str room_id;
     struct id128 message_id;
 };
+/* A message that an edit, recall or delete names, by one of the two. */
+struct seq_need_target {
+    struct str room_id;
+    uint64_t seq;
+    struct id128 message_id;
+};
 struct seq_needs { /* slices are copied: good until seq_needs_clear */
     struct buf text;
     uint64_t asking;
     struct seq_need_room *rooms;
     struct seq_need_member *members;
     struct seq_need_id *ids;
-    size_t room_count, member_count, id_count;
+    struct seq_need_target *targets;
+    size_t room_count, member_count, id_count, target_count;
 };
 /* Moves all new needs out (each handed out once per asking; asked again when an answer was lost, see facts_done).
  * false: none. */
@@ -146,12 +171,22 @@ struct seq_room_fact {
     bool removed, since_join, direct;
     int32_t members, member_limit;
     struct str owner;
-    uint64_t last_seq, last_epoch, last_at, counted;
+    uint64_t last_seq, last_epoch, last_at, counted, muted_until;
+};
+/* A message of the log (type message only; other entries are not told: there is no such message). */
+struct seq_target_fact {
+    struct str room_id;
+    uint64_t seq, at, sent_at; /* sent_at: UINT64_MAX = not given */
+    struct id128 message_id;
+    struct str sender, kind;
+    int16_t state;
 };
 /* Rooms first: members and ids of a room that is not known are dropped. */
 void sequencer_fact_room(struct sequencer *sequencer, const struct seq_needs *needs, const struct seq_room_fact *fact);
 void sequencer_fact_member(struct sequencer *sequencer, const struct seq_needs *needs, struct str room_id,
-    struct str account, enum role role, uint64_t join_seq);
+    struct str account, enum role role, uint64_t join_seq, uint64_t muted_until);
+void sequencer_fact_target(
+    struct sequencer *sequencer, const struct seq_needs *needs, const struct seq_target_fact *fact);
 /* The id is in the log at seq, or (seq 0) among the dead letters. */
 void sequencer_fact_id(
     struct sequencer *sequencer, struct str room_id, struct id128 message_id, uint64_t seq, int64_t hash);
@@ -181,14 +216,15 @@ uint64_t sequencer_take_ack(struct sequencer *sequencer);
 /* --- what others may ask --- */
 struct seq_room_view {
     int64_t room_no;
-    uint64_t last_seq, durable_seq, durable_epoch, epoch;
-    bool removed, since_join;
+    uint64_t last_seq, durable_seq, durable_epoch, epoch, muted_until;
+    int32_t members;
+    bool removed, since_join, direct;
 };
 /* A room in memory; false: not known here (ask the database). */
 bool sequencer_find_room(struct sequencer *sequencer, struct str room_id, struct seq_room_view *view);
 /* A member in memory whose join is committed. ROLE_NONE: not known here, ask the database. */
 enum role sequencer_find_member(
-    struct sequencer *sequencer, struct str room_id, struct str account, uint64_t *join_seq);
+    struct sequencer *sequencer, struct str room_id, struct str account, uint64_t *join_seq, uint64_t *muted_until);
 
 struct sequencer_counters {
     uint64_t delivered_total, sequenced_total, duplicates_total, dead_total, voids_total, transient_total;

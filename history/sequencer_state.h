@@ -25,6 +25,7 @@ struct known_member {
     int64_t room_no;
     uint64_t join_seq;
     enum role role;
+    uint64_t muted_until;
     uint32_t pins; /* uncommitted changes */
     struct str account;
     char text[];
@@ -52,6 +53,7 @@ struct seq_room {
     int64_t room_no;
     uint64_t last_seq, last_at, counted;
     uint64_t durable_seq, durable_epoch;
+    uint64_t muted_until; /* plain members may not speak before */
     int32_t members, member_limit;
     uint64_t room_asking;  /* the asking that will tell the room itself; 0 = none */
     uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members */

@@ -410,7 +410,7 @@ static void tell_facts(void)
     for (size_t i = 0; ok && i < w.needs.member_count; i++)
         if (w.answer.member[i])
             sequencer_fact_member(
-                w.sequencer, &w.needs, w.needs.members[i].room_id, w.needs.members[i].account, ROLE_MEMBER, 0);
+                w.sequencer, &w.needs, w.needs.members[i].room_id, w.needs.members[i].account, ROLE_MEMBER, 0, 0);
     for (size_t i = 0; ok && i < w.needs.id_count; i++) {
         const struct seq_need_id *need = &w.needs.ids[i];
 
