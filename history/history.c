@@ -256,10 +256,7 @@ static void on_durable(void *arg, struct str room_id, int64_t room_no, uint64_t 
 
 static void on_transient(void *arg, struct str room_id, struct str json)
 {
-    struct history *history = ((struct shard *)arg)->history;
-
-    if (history->events.transient)
-        history->events.transient(history->events.arg, room_id, json);
+    history_tell_room(((struct shard *)arg)->history, room_id, json);
 }
 
 static void on_rejected(void *arg, const struct envelope *envelope, enum err err, const char *why)
@@ -271,7 +268,7 @@ static void on_rejected(void *arg, const struct envelope *envelope, enum err err
 
     log_info("message.rejected", "shard=%s room=%s code=%s why=\"%s\"", shard->name, log_quote(envelope->room_id),
         err_code(err), why ? why : "");
-    if (!history->events.rejected || envelope->op || !envelope->sender.n)
+    if (envelope->op || !envelope->sender.n)
         return;
     ulid_write(id, envelope->message_id);
     buf_text(&json, "{\"type\":\"message.rejected\",\"room_id\":");
@@ -280,8 +277,10 @@ static void on_rejected(void *arg, const struct envelope *envelope, enum err err
     buf_json_string(&json, envelope->client_msg_id);
     buf_text(&json, ",\"message_id\":\"");
     buf_add(&json, id, sizeof id);
-    buf_printf(&json, "\",\"code\":\"%s\"}", err_code(err));
-    history->events.rejected(history->events.arg, envelope->sender, buf_str(&json));
+    buf_printf(&json, "\",\"code\":\"%s\",\"message\":", err_code(err));
+    buf_json_string(&json, str_of(why && *why ? why : err_sentence(err)));
+    buf_char(&json, '}');
+    history_tell_account(history, envelope->sender, buf_str(&json));
     buf_clear(&json);
 }
 

@@ -32,11 +32,9 @@ struct history_events {
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All up to seq is committed. */
     void (*durable)(void *arg, struct str room_id, uint64_t seq);
-    void (*transient)(void *arg, struct str room_id, struct str json);
-    /* To the sender's streams: message.rejected. */
-    void (*rejected)(void *arg, struct str account, struct str json);
-    /* What has no place in the log (typing, read, …), told by this instance or another one: for the streams of a room,
-     * or (room_id empty) for the streams of an account. Dropped first under load. */
+    /* What has no place in the log (typing, read, transient messages, message.rejected, …), told by this instance or
+     * another one: for the streams of a room, or (room_id empty) for the streams of an account. Dropped first under
+     * load. */
     void (*ephemeral)(void *arg, struct str room_id, struct str account, struct str json);
     /* The shard is ours under this epoch from now on, or was lost: views of its rooms that showed entries above their
      * durable mark have to look (reset). */
@@ -179,7 +177,8 @@ struct history_hidden {
 void history_ask_hidden(struct history *history, struct history_hidden *hidden);
 void history_hidden_forget(struct history_hidden *hidden);
 
-/* --- what is not kept: to open streams here at once, to those of other instances by the feed, best effort --- */
+/* --- what is not kept: to open streams here at once, to those of other instances by the feed, best effort. json is one
+ * event on one line --- */
 void history_tell_room(struct history *history, struct str room_id, struct str json);
 void history_tell_account(struct history *history, struct str account, struct str json);
 /* The proxy has (no more) rooms of this shard: what is told about them is wanted here. */

@@ -392,11 +392,16 @@ size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *r
 bool ticket_for_stream(
     struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len);
 
+/* ----------------------------------------------------------------- typing */
+
+void typing_open(struct proxy *proxy);
+void typing_close(struct proxy *proxy);
+
 /* ------------------------------------------------------------------ proxy */
 
 struct proxy_counters {
     uint64_t opened[TRANSPORTS], refused, deliveries, chunks, marks, resets, overflows, reads, signals, writes,
-        closed_slow, closed_silent;
+        closed_slow, closed_silent, typings_told, typings_suppressed;
 };
 
 struct proxy {
@@ -415,6 +420,8 @@ struct proxy {
     struct list batches;             /* queries on their way */
     struct list rechecks;            /* is an account still a member? */
     struct list pulls;               /* PullByActiveConnection under way */
+    struct map typings;
+    struct list typings_by_age;
     struct map reads;
     struct list reads_waiting, reads_sent;
     struct piece pieces[PIECES];

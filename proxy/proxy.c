@@ -7,8 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define TRANSIENT_MAX_BYTES (256 * 1024) /* of one room in one turn */
-#define EPHEMERAL_MAX_BYTES (16 * 1024)
+#define EPHEMERAL_MAX_BYTES (256 * 1024) /* of one room in one turn */
 
 static void turn_end(struct proxy *proxy);
 static void on_prepare(uv_prepare_t *prepare);
@@ -30,6 +29,7 @@ static void lists_init(struct proxy *proxy)
     map_init(&proxy->views);
     map_init(&proxy->audiences);
     map_init(&proxy->reads);
+    typing_open(proxy);
 }
 
 static void handles_open(struct proxy *proxy)
@@ -127,6 +127,7 @@ static void proxy_free_when_empty(struct proxy *proxy)
     map_clear(&proxy->views);
     map_clear(&proxy->audiences);
     map_clear(&proxy->reads);
+    typing_close(proxy);
     free(proxy->slots);
     buf_clear(&proxy->scratch);
     free(proxy->url);
@@ -292,30 +293,20 @@ void proxy_durable(void *arg, struct str room_id, uint64_t seq)
         view_learn_durable(view, seq);
 }
 
-static void say_ephemeral(struct proxy *proxy, struct str room_id, struct str json, size_t max)
+void proxy_ephemeral(struct proxy *proxy, struct str room_id, struct str json)
 {
     struct view *view = view_find(proxy, room_id);
 
-    if (!view || view->ephemeral.n + json.n + 1 > max)
+    if (!view || view->ephemeral.n + json.n + 1 > EPHEMERAL_MAX_BYTES)
         return;
     buf_add_str(&view->ephemeral, json);
     buf_char(&view->ephemeral, '\n');
     view_dirty(view);
 }
 
-void proxy_transient(void *arg, struct str room_id, struct str json)
+void proxy_tell_account(struct proxy *proxy, struct str account, struct str json)
 {
-    say_ephemeral(arg, room_id, json, TRANSIENT_MAX_BYTES);
-}
-
-void proxy_ephemeral(struct proxy *proxy, struct str room_id, struct str json)
-{
-    say_ephemeral(proxy, room_id, json, EPHEMERAL_MAX_BYTES);
-}
-
-void proxy_rejected(void *arg, struct str account, struct str json)
-{
-    struct audience *audience = audience_find(arg, account);
+    struct audience *audience = audience_find(proxy, account);
     struct stream *stream;
 
     if (!audience)
@@ -495,4 +486,7 @@ void proxy_metrics(const struct proxy *proxy, struct buf *out)
     metric(out, "streams_closed_slow_total", "counter", "Streams cut because they took nothing.", count->closed_slow);
     metric(out, "streams_closed_silent_total", "counter", "WebSockets closed because nothing was heard.",
         count->closed_silent);
+    metric(out, "typings_told_total", "counter", "Typing that was told to rooms.", count->typings_told);
+    metric(out, "typings_suppressed_total", "counter", "Typing that came too soon after the last one, or was too much.",
+        count->typings_suppressed);
 }

@@ -39,13 +39,16 @@ void proxy_set_advertise_url(struct proxy *proxy, const char *url);
 /* News from history, connected by main: same meaning as struct history_events. */
 void proxy_shown(void *proxy, struct str room_id, struct entry *entry, bool durable);
 void proxy_durable(void *proxy, struct str room_id, uint64_t seq);
-void proxy_transient(void *proxy, struct str room_id, struct str json);
-void proxy_rejected(void *proxy, struct str account, struct str json);
 void proxy_epoch(void *proxy, struct str shard, uint64_t epoch, bool ours);
 /* A room was created with these founders: their `all` streams enter it. */
 void proxy_room_created(struct proxy *proxy, struct str room_id, const struct str *accounts, size_t count);
-/* Ephemeral event for the open streams of a room (typing, read): dropped first under load. */
+/* An event that has no place in the log (typing, read, a transient message) for the open streams of a room, or of an
+ * account (message.rejected, read, message.hidden): dropped first under load. */
 void proxy_ephemeral(struct proxy *proxy, struct str room_id, struct str json);
+void proxy_tell_account(struct proxy *proxy, struct str account, struct str json);
+/* `account` types in the room, which its caller has found it may: told to the room's streams on every instance, at most
+ * once in typing_every_ms for each account and room. What is too much is dropped without a word. */
+void proxy_typing(struct proxy *proxy, struct str room_id, struct str account);
 
 /* HTTP: true when the path was one of the streams' (/v1/stream/…); the reply is taken then. */
 bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_reply *reply);

@@ -63,20 +63,14 @@ static void on_durable(void *arg, struct str room_id, uint64_t seq)
         proxy_durable(service->proxy, room_id, seq);
 }
 
-static void on_transient(void *arg, struct str room_id, struct str json)
+static void on_ephemeral(void *arg, struct str room_id, struct str account, struct str json)
 {
     const struct service *service = arg;
 
-    if (service->proxy)
-        proxy_transient(service->proxy, room_id, json);
-}
-
-static void on_rejected(void *arg, struct str account, struct str json)
-{
-    const struct service *service = arg;
-
-    if (service->proxy)
-        proxy_rejected(service->proxy, account, json);
+    if (service->proxy && room_id.n)
+        proxy_ephemeral(service->proxy, room_id, json);
+    else if (service->proxy)
+        proxy_tell_account(service->proxy, account, json);
 }
 
 static void on_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
@@ -93,8 +87,7 @@ struct history *wire_history(struct service *service)
         .arg = service,
         .shown = on_shown,
         .durable = on_durable,
-        .transient = on_transient,
-        .rejected = on_rejected,
+        .ephemeral = on_ephemeral,
         .epoch = on_epoch,
     };
     struct history *history;

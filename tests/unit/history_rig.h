@@ -148,18 +148,15 @@ static void rig_on_durable(void *arg, struct str room_id, uint64_t seq)
     rig->durable[room] = seq;
 }
 
-static void rig_on_transient(void *arg, struct str room_id, struct str json)
-{
-    (void)room_id;
-    (void)json;
-    ((struct rig *)arg)->transient_total++;
-}
-
-static void rig_on_rejected(void *arg, struct str account, struct str json)
+static void rig_on_ephemeral(void *arg, struct str room_id, struct str account, struct str json)
 {
     struct rig *rig = arg;
 
-    (void)account;
+    if (room_id.n) {
+        rig->transient_total++;
+        return;
+    }
+    assert_true(account.n > 0);
     rig->rejected_total++;
     snprintf(rig->rejected, sizeof rig->rejected, "%.*s", STR_ARG(json));
 }
@@ -206,7 +203,11 @@ static void rig_start(struct rig *rig)
         .changed = rig_on_publish_link,
         .arg = rig,
     };
-    struct history_events events = {rig, rig_on_shown, rig_on_durable, rig_on_transient, rig_on_rejected, rig_on_epoch};
+    struct history_events events = {.arg = rig,
+        .shown = rig_on_shown,
+        .durable = rig_on_durable,
+        .ephemeral = rig_on_ephemeral,
+        .epoch = rig_on_epoch};
 
     assert_int_equal(pg_open(&rig->pg, rig->loop, &pg), ERR_OK);
     assert_int_equal(history_start(&rig->history, rig->loop, &rig->config, rig->pg, &events), ERR_OK);

@@ -211,7 +211,7 @@ static void other_content_under_the_same_id_is_a_dead_letter_with_its_body_uncha
     assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE content = '\"the first\"'"), 1);
     assert_int_equal(rig->rejected_total, 1);
     assert_non_null(strstr(rig->rejected, "\"client_msg_id\":\"m1\""));
-    assert_non_null(strstr(rig->rejected, "\"code\":\"conflict\"}"));
+    assert_non_null(strstr(rig->rejected, "\"code\":\"conflict\",\"message\":\""));
     stop_in_order(rig);
 }
 
