@@ -1,14 +1,15 @@
 -- Edits, recalls and deletes; read cursors; mentions; what an account hides from itself; who may not speak.
 
+-- A running program goes on beside this. It holds the leases' rows and then the tables in another order than we need them, so its commits are kept
+-- out first. Whatever else keeps a table busy (a dump) shall not make everybody wait behind us: then this fails and can be run again.
+SELECT set_config('lock_timeout', '10s', true);
+LOCK TABLE shard_lease IN EXCLUSIVE MODE;
+
 ALTER TABLE room ADD COLUMN muted_until bigint NOT NULL DEFAULT 0;        -- unix ms; members (not admins, not the owner) may not speak before
 ALTER TABLE room_member ADD COLUMN muted_until bigint NOT NULL DEFAULT 0; -- the same for one account
 ALTER TABLE room_member SET (fillfactor = 70);                            -- read cursors move in place (HOT): no index holds them
-
 -- Of an edit, recall or delete: the message it changes. An edit's content is in meta, so that a recall can take it away.
-ALTER TABLE log_entry ADD COLUMN target_seq bigint;
-CREATE INDEX log_entry_by_target ON log_entry (room_no, target_seq) WHERE target_seq IS NOT NULL;
--- What the running number counts although nobody can read it any more.
-CREATE INDEX log_entry_uncounted ON log_entry (room_no, seq) WHERE type = 1 AND state >= 2 AND kind <> 'tip';
+ALTER TABLE log_entry ADD COLUMN IF NOT EXISTS target_seq bigint;
 
 CREATE TABLE mention (
     room_no bigint NOT NULL,
@@ -34,9 +35,9 @@ RETURNS bigint LANGUAGE sql STABLE AS $$
         WHEN p_last_seq - p_read_seq <= 50 THEN (
             SELECT count(*) FROM log_entry e WHERE e.room_no = p_room AND e.seq > p_read_seq AND e.seq <= p_last_seq
                 AND e.type = 1 AND e.state < 2 AND e.kind <> 'tip' AND e.sender <> p_account)
-        ELSE p_last_n - p_read_n - (
-            SELECT count(*) FROM log_entry e WHERE e.room_no = p_room AND e.seq > p_read_seq
-                AND e.type = 1 AND e.state >= 2 AND e.kind <> 'tip')
+        ELSE greatest(0, p_last_n - p_read_n - (
+            SELECT count(*) FROM log_entry e WHERE e.room_no = p_room AND e.seq > p_read_seq AND e.seq <= p_last_seq
+                AND e.type = 1 AND e.state >= 2 AND e.kind <> 'tip'))
         END
 $$;
 

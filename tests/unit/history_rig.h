@@ -352,6 +352,8 @@ static struct rig *rig_begin(void)
     database_run(rig->sql, "SET client_min_messages = warning; CREATE TABLE shard_lease (shard text COLLATE \"C\" "
                            "PRIMARY KEY, epoch bigint NOT NULL, holder text)");
     rig_run_file(rig->sql, "0002_rooms_and_log.sql");
+    rig_run_file(rig->sql, "0005_living_log.sql");
+    rig_run_file(rig->sql, "0006_living_log_indexes.sql");
     assert_true(config_load(&rig->config, NULL, environment, &why));
     rig->config.op_timeout_ms = 8000;
     rig->loop = xcalloc(1, sizeof *rig->loop);
