@@ -98,7 +98,8 @@ static struct batch *batch_new(struct reader *reader, struct list *batches, cons
 
 static const struct pg_statement access_statement = {
     .name = "history_access",
-    .sql = "SELECT r.room_no, r.removed, r.since_join, h.last_epoch, h.last_seq, m.role, m.join_seq "
+    .sql = "SELECT r.room_no, r.removed, r.since_join, h.last_epoch, h.last_seq, m.role, m.join_seq, m.muted_until, "
+           "r.muted_until, r.members, r.kind = 'direct' "
            "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY x(room_id, account, n) "
            "LEFT JOIN room r ON r.room_id = x.room_id COLLATE \"C\" LEFT JOIN room_head h ON h.room_no = r.room_no "
            "LEFT JOIN room_member m ON m.room_no = r.room_no AND m.account = x.account COLLATE \"C\" ORDER BY x.n",
@@ -116,6 +117,14 @@ void history_access_forget(struct history_access *access)
     list_remove(&access->link);
 }
 
+/* Who is asked nothing about is not muted; the mute of a room is not for those who keep order in it. */
+static uint64_t muted_until(const struct history_access *access, uint64_t member, uint64_t room)
+{
+    if (access->role == ROLE_NONE)
+        return 0;
+    return access->role < ROLE_ADMIN && room > member ? room : member;
+}
+
 static enum err access_verdict(const struct history_access *access)
 {
     return access->account.n && access->role == ROLE_NONE ? ERR_NOT_MEMBER : ERR_OK;
@@ -125,14 +134,15 @@ bool access_from_memory(struct reader *reader, struct history_access *access, en
 {
     struct shard *shard = history_find_shard_of(reader->history, access->room_id);
     struct seq_room_view view;
+    uint64_t muted = 0;
 
     if (!shard || !shard_is_sequencing(shard) || !sequencer_find_room(shard->sequencer, access->room_id, &view))
         return false;
     access->role = ROLE_NONE;
     access->join_seq = 0;
     if (access->account.n) {
-        access->role = sequencer_find_member(
-            shard->sequencer, access->room_id, access->account, &access->join_seq, &access->muted_until);
+        access->role =
+            sequencer_find_member(shard->sequencer, access->room_id, access->account, &access->join_seq, &muted);
         if (access->role == ROLE_NONE) /* absence is never remembered */
             return false;
     }
@@ -140,6 +150,10 @@ bool access_from_memory(struct reader *reader, struct history_access *access, en
     access->removed = view.removed;
     access->since_join = view.since_join;
     access->head = (struct cursor){view.durable_epoch, view.durable_seq};
+    access->last_seq = view.last_seq;
+    access->muted_until = muted_until(access, muted, view.muted_until);
+    access->members = view.members;
+    access->direct = view.direct;
     reader->access_counters.from_memory_total++;
     *err = ERR_OK;
     return true;
@@ -226,6 +240,11 @@ static enum err access_fill(struct reader *reader, struct history_access *access
     access->head = (struct cursor){(uint64_t)pg_get_i64(result, row, 3), (uint64_t)pg_get_i64(result, row, 4)};
     access->role = (enum role)pg_get_i64(result, row, 5);
     access->join_seq = (uint64_t)pg_get_i64(result, row, 6);
+    access->last_seq = 0;
+    access->muted_until =
+        muted_until(access, (uint64_t)pg_get_i64(result, row, 7), (uint64_t)pg_get_i64(result, row, 8));
+    access->members = (int32_t)pg_get_i64(result, row, 9);
+    access->direct = pg_get_bool(result, row, 10);
     remember_room(reader, access->room_id, access->room_no, access->since_join);
     return access_verdict(access);
 }

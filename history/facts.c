@@ -41,34 +41,43 @@ struct facts {
     uv_timer_t *timer; /* wakes the loop when the backoff is over; the turn does the rest */
     struct pg_params params;
     struct pg_array part_of_room, room, part_of_member, member_room, account, part_of_id, id_room, id;
+    struct pg_array part_of_target, target_room, target_seq, target_id;
 };
 
 static void on_answer(struct pg_query *query, enum err err, const PGresult *result);
 
-enum kind { KIND_ROOM = 1, KIND_MEMBER = 2, KIND_ID = 3 };
+#define TARGET_SQL(which)                                                                                             \
+    " UNION ALL SELECT 4, x.part, x.room_id, e.sender, e.message_id, e.seq, e.at, e.state, 0, 0, 0, 0, 0, 0, e.kind," \
+    " left(coalesce(e.meta, ''), 40)"                                                                                 \
+    " FROM unnest($9::int4[], $10::text[], $11::int8[], $12::uuid[]) x(part, room_id, seq, id)"                       \
+    " JOIN room r ON r.room_id = x.room_id JOIN log_entry e ON e.room_no = r.room_no AND " which " WHERE e.type = 1"
+
+enum kind { KIND_ROOM = 1, KIND_MEMBER = 2, KIND_ID = 3, KIND_TARGET = 4 };
 /* An id that is in the log and in the outbox (a conflict with itself in the log) counts as in the log: it comes second
- * and wins. */
+ * and wins. A message is looked up by one of seq (0: none) and id (null). Its meta begins with "sent_at": when it has
+ * one. */
 static const struct pg_statement ask = {
     .name = "facts",
     .sql = "SELECT 1 AS kind, x.part, x.room_id, coalesce(r.owner, ''), NULL::uuid, r.room_no,"
            " (r.removed::int + 2 * r.since_join::int + 4 * (r.kind = 'direct')::int)::bigint, r.members::bigint, "
            "r.member_limit::bigint,"
-           " h.last_seq, h.last_epoch, h.last_at, h.counted"
+           " h.last_seq, h.last_epoch, h.last_at, h.counted, r.muted_until, '', ''"
            " FROM unnest($1::int4[], $2::text[]) x(part, room_id) JOIN room r ON r.room_id = x.room_id JOIN room_head "
            "h ON h.room_no = r.room_no"
-           " UNION ALL SELECT 2, x.part, x.room_id, x.account, NULL, m.role, m.join_seq, 0, 0, 0, 0, 0, 0"
+           " UNION ALL SELECT 2, x.part, x.room_id, x.account, NULL, m.role, m.join_seq, m.muted_until, 0, 0, 0, 0, 0, "
+           "0, '', ''"
            " FROM unnest($3::int4[], $4::text[], $5::text[]) x(part, room_id, account)"
            " JOIN room r ON r.room_id = x.room_id JOIN room_member m ON m.room_no = r.room_no AND m.account = x.account"
-           " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, 0, 0, 0, 0, 0, 0, 0, 0"
+           " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', ''"
            " FROM unnest($6::int4[], $7::text[], $8::uuid[]) x(part, room_id, id)"
            " WHERE EXISTS (SELECT 1 FROM outbox o WHERE o.message_id = x.id AND o.room_id = x.room_id)"
            " AND NOT EXISTS (SELECT 1 FROM room r JOIN log_entry e ON e.room_no = r.room_no WHERE r.room_id = "
            "x.room_id AND e.message_id = x.id)"
-           " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, e.seq, e.hash, 0, 0, 0, 0, 0, 0"
+           " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, e.seq, e.hash, 0, 0, 0, 0, 0, 0, 0, '', ''"
            " FROM unnest($6::int4[], $7::text[], $8::uuid[]) x(part, room_id, id)"
-           " JOIN room r ON r.room_id = x.room_id JOIN log_entry e ON e.room_no = r.room_no AND e.message_id = x.id"
-           " ORDER BY kind",
-    .params = 8,
+           " JOIN room r ON r.room_id = x.room_id JOIN log_entry e ON e.room_no = r.room_no AND e.message_id = "
+           "x.id" TARGET_SQL("e.seq = x.seq") TARGET_SQL("e.message_id = x.id") " ORDER BY kind",
+    .params = 12,
 };
 
 static void on_timer(uv_timer_t *timer)
@@ -107,6 +116,10 @@ static void reset_arrays(struct facts *facts)
     pg_array_reset(&facts->part_of_id, PG_INT4);
     pg_array_reset(&facts->id_room, PG_TEXT);
     pg_array_reset(&facts->id, PG_UUID);
+    pg_array_reset(&facts->part_of_target, PG_INT4);
+    pg_array_reset(&facts->target_room, PG_TEXT);
+    pg_array_reset(&facts->target_seq, PG_INT8);
+    pg_array_reset(&facts->target_id, PG_UUID);
 }
 
 static void add_needs(struct facts *facts, int32_t part, const struct seq_needs *needs)
@@ -125,6 +138,17 @@ static void add_needs(struct facts *facts, int32_t part, const struct seq_needs 
         pg_array_bytes(&facts->id_room, needs->ids[i].room_id);
         pg_array_uuid(&facts->id, needs->ids[i].message_id);
     }
+    for (size_t i = 0; i < needs->target_count; i++) {
+        const struct seq_need_target *target = &needs->targets[i];
+
+        pg_array_i32(&facts->part_of_target, part);
+        pg_array_bytes(&facts->target_room, target->room_id);
+        pg_array_i64(&facts->target_seq, target->seq > INT64_MAX ? 0 : (int64_t)target->seq);
+        if (target->seq)
+            pg_array_null(&facts->target_id);
+        else
+            pg_array_uuid(&facts->target_id, target->message_id);
+    }
 }
 
 static void submit(struct facts *facts, struct round *round)
@@ -138,6 +162,10 @@ static void submit(struct facts *facts, struct round *round)
     pg_param_array(&facts->params, &facts->part_of_id);
     pg_param_array(&facts->params, &facts->id_room);
     pg_param_array(&facts->params, &facts->id);
+    pg_param_array(&facts->params, &facts->part_of_target);
+    pg_param_array(&facts->params, &facts->target_room);
+    pg_param_array(&facts->params, &facts->target_seq);
+    pg_param_array(&facts->params, &facts->target_id);
     list_push_back(&facts->rounds, &round->link);
     facts->round_count++;
     round->query = (struct pg_query){.statement = &ask, .lane = PG_READ, .done = on_answer};
@@ -189,6 +217,20 @@ void facts_turn(struct facts *facts)
 /* ------------------------------------------------------------------------------------------------------------
  * answering */
 
+/* The number at the beginning of a message's meta; UINT64_MAX: not given. */
+static uint64_t sent_at_of(struct str meta)
+{
+    static const char name[] = "\"sent_at\":";
+    uint64_t value = 0;
+    size_t at = sizeof name - 1;
+
+    if (meta.n <= at || memcmp(meta.p, name, at) != 0 || meta.p[at] < '0' || meta.p[at] > '9')
+        return UINT64_MAX;
+    for (; at < meta.n && meta.p[at] >= '0' && meta.p[at] <= '9'; at++)
+        value = value * 10 + (uint64_t)(meta.p[at] - '0');
+    return value;
+}
+
 static void take_row(struct round *round, const PGresult *result, int row)
 {
     int64_t part = pg_get_i64(result, row, 1);
@@ -216,16 +258,31 @@ static void take_row(struct round *round, const PGresult *result, int row)
                 .last_epoch = (uint64_t)pg_get_i64(result, row, 10),
                 .last_at = (uint64_t)pg_get_i64(result, row, 11),
                 .counted = (uint64_t)pg_get_i64(result, row, 12),
+                .muted_until = (uint64_t)pg_get_i64(result, row, 13),
             });
         return;
     }
     case KIND_MEMBER:
         sequencer_fact_member(sequencer, &round->parts[part].needs, room_id, pg_get_str(result, row, 3),
-            (enum role)pg_get_i64(result, row, 5), (uint64_t)pg_get_i64(result, row, 6), 0);
+            (enum role)pg_get_i64(result, row, 5), (uint64_t)pg_get_i64(result, row, 6),
+            (uint64_t)pg_get_i64(result, row, 7));
         return;
     case KIND_ID:
         sequencer_fact_id(sequencer, room_id, pg_get_uuid(result, row, 4), (uint64_t)pg_get_i64(result, row, 5),
             pg_get_i64(result, row, 6));
+        return;
+    case KIND_TARGET:
+        sequencer_fact_target(sequencer, &round->parts[part].needs,
+            &(struct seq_target_fact){
+                .room_id = room_id,
+                .sender = pg_get_str(result, row, 3),
+                .message_id = pg_get_uuid(result, row, 4),
+                .seq = (uint64_t)pg_get_i64(result, row, 5),
+                .at = (uint64_t)pg_get_i64(result, row, 6),
+                .state = (int16_t)pg_get_i64(result, row, 7),
+                .kind = pg_get_str(result, row, 14),
+                .sent_at = sent_at_of(pg_get_str(result, row, 15)),
+            });
         return;
     }
 }
@@ -307,6 +364,10 @@ void facts_close(struct facts *facts)
     pg_array_clear(&facts->part_of_id);
     pg_array_clear(&facts->id_room);
     pg_array_clear(&facts->id);
+    pg_array_clear(&facts->part_of_target);
+    pg_array_clear(&facts->target_room);
+    pg_array_clear(&facts->target_seq);
+    pg_array_clear(&facts->target_id);
     uv_close((uv_handle_t *)facts->timer, free_timer);
     free(facts);
 }

@@ -1,7 +1,8 @@
 /*
  * Reads of consecutive entries by primary key. Who asks for the same at the same time shares one read: Pulls only with
  * those of their own turn (a read on its way may be older than what its new asker was told meanwhile), ranges also with
- * a read on its way, because what they ask for is committed when they ask.
+ * a read on its way, because what they ask for is committed when they ask. Only what was changed since is not in such a
+ * read: once an edit, recall or delete was shown, reads of that room that are on their way take nobody in any more.
  */
 #include "reader.h"
 
@@ -146,6 +147,15 @@ static void page_close_to_others(struct page *page)
     if (page->joinable)
         map_remove(&page->reader->pages, &page->by_key);
     page->joinable = false;
+}
+
+void reader_changed(struct reader *reader, int64_t room_no)
+{
+    struct page *page;
+
+    list_for_each (page, &reader->pages_sent, link)
+        if (page->key.room_no == room_no)
+            page_close_to_others(page);
 }
 
 static int64_t seq_bigint(uint64_t seq)

@@ -41,6 +41,13 @@ struct part {
 struct head {
     const struct seq_row *first, *last;
     bool changes; /* a row of it changes members or the room: append() does that set-wise, so there may be one only */
+    uint32_t targets; /* the messages that its rows change: the last one's place in writer->targets, from 1; 0 = none */
+};
+
+/* A message that a batch changes. append() does that set-wise too: each message once. */
+struct target {
+    uint64_t seq;
+    uint32_t next; /* as in struct head */
 };
 
 struct batch {
@@ -94,6 +101,7 @@ enum column {
     E_KIND,
     E_CONTENT,
     E_META,
+    E_TARGET,
     M_ROOM,
     M_ACCOUNT,
     M_ACTION,
@@ -101,6 +109,7 @@ enum column {
     M_AT,
     M_SEQ,
     M_COUNTED,
+    M_MUTED,
     R_ROOM,
     R_MEMBERS,
     R_NAME,
@@ -109,6 +118,16 @@ enum column {
     R_LIMIT,
     R_EXTRA,
     R_REMOVED,
+    R_MUTED,
+    T_ROOM,
+    T_SEQ,
+    T_STATE,
+    T_CONTENT,
+    T_META,
+    N_ROOM,
+    N_SEQ,
+    N_ACCOUNT,
+    N_BY,
     O_SHARD,
     O_ROOM,
     O_ID,
@@ -140,6 +159,7 @@ static const enum pg_type column_type[COLUMNS] = {
     [E_KIND] = PG_TEXT,
     [E_CONTENT] = PG_TEXT,
     [E_META] = PG_TEXT,
+    [E_TARGET] = PG_INT8,
     [M_ROOM] = PG_INT8,
     [M_ACCOUNT] = PG_TEXT,
     [M_ACTION] = PG_INT2,
@@ -147,6 +167,7 @@ static const enum pg_type column_type[COLUMNS] = {
     [M_AT] = PG_INT8,
     [M_SEQ] = PG_INT8,
     [M_COUNTED] = PG_INT8,
+    [M_MUTED] = PG_INT8,
     [R_ROOM] = PG_INT8,
     [R_MEMBERS] = PG_INT4,
     [R_NAME] = PG_TEXT,
@@ -155,6 +176,16 @@ static const enum pg_type column_type[COLUMNS] = {
     [R_LIMIT] = PG_INT4,
     [R_EXTRA] = PG_TEXT,
     [R_REMOVED] = PG_BOOL,
+    [R_MUTED] = PG_INT8,
+    [T_ROOM] = PG_INT8,
+    [T_SEQ] = PG_INT8,
+    [T_STATE] = PG_INT2,
+    [T_CONTENT] = PG_TEXT,
+    [T_META] = PG_TEXT,
+    [N_ROOM] = PG_INT8,
+    [N_SEQ] = PG_INT8,
+    [N_ACCOUNT] = PG_TEXT,
+    [N_BY] = PG_INT8,
     [O_SHARD] = PG_TEXT,
     [O_ROOM] = PG_TEXT,
     [O_ID] = PG_UUID,
@@ -182,11 +213,14 @@ struct writer {
 
     struct head *heads; /* of the batch that is being filled */
     size_t head_count;
+    struct target *targets; /* of the same; as many as rows at most */
+    uint32_t target_count;
     struct slot *slots; /* a power of two, at least twice as many as heads */
     size_t slot_count;
     uint32_t stamp;
     struct pg_array columns[COLUMNS];
     struct pg_params params;
+    struct buf scratch;
 
     bool mending, useless;
     struct pg_query mend; /* heads, then ids */
@@ -216,8 +250,9 @@ static void retry_later(struct writer *writer);
 static const struct pg_statement append = {
     .name = "append",
     .sql = "SELECT append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,"
-           "$23,$24,$25,$26,$27,$28,$29,$30,$31,$32,$33,$34,$35,$36,$37,$38,$39,$40,$41,$42,$43,$44)",
-    .params = 44,
+           "$23,$24,$25,$26,$27,$28,$29,$30,$31,$32,$33,$34,$35,$36,$37,$38,$39,$40,$41,$42,$43,$44,"
+           "$45,$46,$47,$48,$49,$50,$51,$52,$53,$54,$55,$56)",
+    .params = 56,
 };
 static const struct pg_statement read_heads = {
     .name = "read_heads",
@@ -267,6 +302,7 @@ struct writer *writer_open(struct history *history)
     list_init(&writer->failed);
     list_init(&writer->idle);
     writer->heads = xcalloc(writer->batch_max_rows, sizeof *writer->heads);
+    writer->targets = xcalloc(writer->batch_max_rows, sizeof *writer->targets);
     for (writer->slot_count = 16; writer->slot_count < 2 * writer->batch_max_rows;)
         writer->slot_count *= 2;
     writer->slots = xcalloc(writer->slot_count, sizeof *writer->slots);
@@ -355,6 +391,41 @@ static void add_part(struct batch *batch, struct shard *shard)
     shard->in_flight++;
 }
 
+/* The message that this row changes; 0: none. The entry decides: an edit that was found to be a repeat, or that the
+ * database refused, is a void and changes nothing. */
+static uint64_t target_of(const struct seq_row *row)
+{
+    enum entry_type type = row->entry->type;
+
+    return type == ENTRY_EDITED || type == ENTRY_RECALLED || type == ENTRY_DELETED ? row->target.seq : 0;
+}
+
+static bool is_changed(const struct writer *writer, const struct head *head, uint64_t seq)
+{
+    for (uint32_t at = head->targets; at; at = writer->targets[at - 1].next)
+        if (writer->targets[at - 1].seq == seq)
+            return true;
+    return false;
+}
+
+/* false: what this row changes is changed by an earlier row of the batch already. */
+static bool add_to_head(struct writer *writer, const struct seq_row *row)
+{
+    struct head *head = head_of(writer, row);
+    bool changes = row->member_count || row->change.present;
+    uint64_t target = target_of(row);
+
+    if ((changes && head->changes) || (target && is_changed(writer, head, target)))
+        return false;
+    head->changes |= changes;
+    head->last = row;
+    if (target) {
+        writer->targets[writer->target_count] = (struct target){target, head->targets};
+        head->targets = ++writer->target_count;
+    }
+    return true;
+}
+
 /* Takes rows of one shard, in order, as long as they fit. true: it has more. */
 static bool take_rows(struct writer *writer, struct batch *batch, struct shard *shard)
 {
@@ -364,15 +435,8 @@ static bool take_rows(struct writer *writer, struct batch *batch, struct shard *
     for (; row; row = sequencer_next_row(shard->sequencer, row)) {
         if (batch->row_count == writer->limit || (batch->row_count && batch->bytes + row->bytes > BATCH_MAX_BYTES))
             return true;
-        if (row->entry) {
-            struct head *head = head_of(writer, row);
-            bool changes = row->member_count || row->change.present;
-
-            if (changes && head->changes)
-                return true;
-            head->changes |= changes;
-            head->last = row;
-        }
+        if (row->entry && !add_to_head(writer, row))
+            return true;
         if (!begun)
             add_part(batch, shard);
         begun = true;
@@ -391,7 +455,7 @@ static void fill_batch(struct writer *writer, struct batch *batch)
 
     batch->row_count = batch->part_count = batch->bytes = batch->dead_count = 0;
     batch->failure = FAILED_NOT;
-    writer->head_count = 0;
+    writer->head_count = writer->target_count = 0;
     if (++writer->stamp == 0) {
         memset(writer->slots, 0, writer->slot_count * sizeof *writer->slots);
         writer->stamp = 1;
@@ -461,6 +525,47 @@ static void encode_entry(struct writer *writer, const struct seq_row *row)
         pg_array_null(&writer->columns[E_META]);
 }
 
+/* Nearly no batch has any: rows behind the last one are null by themselves, and the array of most batches is empty. */
+static void encode_entry_target(struct writer *writer, uint64_t target)
+{
+    while (writer->columns[E_TARGET].count + 1 < writer->columns[E_ROOM].count)
+        pg_array_null(&writer->columns[E_TARGET]);
+    pg_array_i64(&writer->columns[E_TARGET], (int64_t)target);
+}
+
+/* What the message at seq mentions: as it was said, or (by another seq) as that edit has it. */
+static void encode_mentions(struct writer *writer, const struct seq_row *row, uint64_t seq, struct str mentions)
+{
+    struct json_walk walk = json_walk((struct json){.p = mentions.p, .n = mentions.n, .type = JSON_ARRAY});
+    struct json item;
+    struct str account;
+
+    while (json_next_item(&walk, &item)) {
+        buf_reset(&writer->scratch);
+        if (item.type != JSON_STRING || !json_string(item, &writer->scratch, &account))
+            continue;
+        pg_array_i64(&writer->columns[N_ROOM], row->room_no);
+        pg_array_i64(&writer->columns[N_SEQ], (int64_t)seq);
+        pg_array_bytes(&writer->columns[N_ACCOUNT], account);
+        pg_array_i64(&writer->columns[N_BY], (int64_t)row->entry->seq);
+    }
+}
+
+static void encode_target(struct writer *writer, const struct seq_row *row)
+{
+    const struct seq_target_change *target = &row->target;
+    bool gone = target->state >= 2;
+
+    encode_entry_target(writer, target->seq);
+    pg_array_i64(&writer->columns[T_ROOM], row->room_no);
+    pg_array_i64(&writer->columns[T_SEQ], (int64_t)target->seq);
+    pg_array_i16(&writer->columns[T_STATE], target->state);
+    pg_array_bytes(&writer->columns[T_CONTENT], gone ? STR("") : target->content);
+    add_text_or_null(&writer->columns[T_META], gone ? (struct str){NULL, 0} : target->meta);
+    if (!gone && target->meta.p && target->mentions.n)
+        encode_mentions(writer, row, target->seq, target->mentions);
+}
+
 static void encode_changes(struct writer *writer, const struct seq_row *row)
 {
     const struct seq_room_change *change = &row->change;
@@ -473,6 +578,7 @@ static void encode_changes(struct writer *writer, const struct seq_row *row)
         pg_array_i64(&writer->columns[M_AT], (int64_t)row->entry->at);
         pg_array_i64(&writer->columns[M_SEQ], (int64_t)row->entry->seq);
         pg_array_i64(&writer->columns[M_COUNTED], (int64_t)row->counted);
+        pg_array_i64(&writer->columns[M_MUTED], (int64_t)row->members[i].muted_until);
     }
     if (!change->present)
         return;
@@ -490,6 +596,10 @@ static void encode_changes(struct writer *writer, const struct seq_row *row)
         pg_array_bool(&writer->columns[R_REMOVED], true);
     else
         pg_array_null(&writer->columns[R_REMOVED]);
+    if (change->muted_until >= 0)
+        pg_array_i64(&writer->columns[R_MUTED], change->muted_until);
+    else
+        pg_array_null(&writer->columns[R_MUTED]);
 }
 
 /* What a stranger wrote may be no text the database can hold. A dead letter must never be refused: it would stop all
@@ -533,6 +643,10 @@ static void send_batch(struct writer *writer, struct batch *batch)
             if (row->entry) {
                 encode_entry(writer, row);
                 encode_changes(writer, row);
+                if (target_of(row))
+                    encode_target(writer, row);
+                else if (row->entry->type == ENTRY_MESSAGE && row->envelope->mentions.n)
+                    encode_mentions(writer, row, row->entry->seq, row->envelope->mentions);
             }
             if (row->dead)
                 encode_dead_letter(writer, part->shard, row, now_ms);
@@ -975,6 +1089,8 @@ void writer_close(struct writer *writer)
     pg_params_clear(&writer->params);
     free(writer->looks);
     free(writer->heads);
+    free(writer->targets);
+    buf_clear(&writer->scratch);
     free(writer->slots);
     uv_close((uv_handle_t *)writer->timer, free_timer);
     free(writer);
