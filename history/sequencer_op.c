@@ -98,6 +98,7 @@ static void change_count(struct seq_row *row)
     row->change.present = true;
     row->change.members = row->room->members;
     row->change.member_limit = -1;
+    row->change.muted_until = -1;
 }
 
 static enum entry_type add_members(struct sequencer *s, struct seq_row *row)
