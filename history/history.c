@@ -40,6 +40,7 @@ enum err history_start(struct history **out, uv_loop_t *loop, const struct confi
     history->calls = calls_open(history);
     history->topology = topology_open(history);
     history->reader = reader_open(history);
+    history->marks = marks_open(history);
     uv_check_init(loop, &history->check);
     uv_prepare_init(loop, &history->prepare);
     uv_timer_init(loop, &history->look_timer);
@@ -292,12 +293,19 @@ static void on_settled(
     calls_settled(((struct shard *)arg)->history->calls, message_id, result, seq, duplicate, meta);
 }
 
+static void on_sent(void *arg, struct str room_id, int64_t room_no, struct str sender, uint64_t seq)
+{
+    (void)room_no;
+    marks_sent(((struct shard *)arg)->history->marks, room_id, sender, seq);
+}
+
 const struct sequencer_events history_sequencer_events = {
     .shown = on_shown,
     .durable = on_durable,
     .transient = on_transient,
     .rejected = on_rejected,
     .settled = on_settled,
+    .sent = on_sent,
 };
 
 /* ----------------------------------------------------------------------------------------------------------------
@@ -314,8 +322,9 @@ void history_drain(struct history *history, int64_t within_ms, void (*done)(void
     say_able(history);
     list_for_each (shard, &history->shards, link)
         shard_drain(shard);
+    marks_drain(history->marks);
     uv_timer_start(&history->drain_timer, on_drain_timer, within_ms > 0 ? (uint64_t)within_ms : 0, 0);
-    if (list_empty(&history->shards)) /* done never comes from inside the call */
+    if (list_empty(&history->shards) && marks_idle(history->marks)) /* done never comes from inside the call */
         uv_timer_start(&history->drain_timer, on_drain_timer, 0, 0);
 }
 
@@ -323,7 +332,7 @@ void history_drained_check(struct history *history)
 {
     void (*done)(void *arg) = history->drained;
 
-    if (!history->draining || !done || !list_empty(&history->shards))
+    if (!history->draining || !done || !list_empty(&history->shards) || !marks_idle(history->marks))
         return;
     history->drained = NULL;
     uv_timer_stop(&history->drain_timer);
@@ -362,6 +371,7 @@ void history_stop(struct history *history)
         free(probe);
     calls_close(history->calls);
     reader_close(history->reader);
+    marks_close(history->marks);
     outbox_close(history->outbox);
     writer_close(history->writer);
     facts_close(history->facts);
@@ -491,4 +501,5 @@ void history_metrics(const struct history *history, struct buf *out)
     outbox_metrics(history->outbox, out);
     calls_metrics(history->calls, out);
     reader_metrics(history->reader, out);
+    marks_metrics(history->marks, out);
 }

@@ -9,7 +9,8 @@
  *   outbox.c   dead letters to the broker
  *   topology.c exchanges, queues, bindings
  *   op.c       callers: publish, confirm, wait for the owner's answer
- *   reader.c, access.c   pages of committed entries, facts for callers   (struct reader)
+ *   mark.c     read cursors
+ *   reader.c, access.c, page.c, unread.c, hide.c   pages of committed entries, facts for callers   (struct reader)
  *
  * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that
  * something happened to since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.
@@ -27,6 +28,7 @@ struct writer;
 struct outbox;
 struct calls;
 struct topology;
+struct marks;
 
 struct history_stats {
     uint64_t dead_by_reason[ERR_COUNT]; /* committed dead letters */
@@ -55,6 +57,7 @@ struct history {
     struct outbox *outbox;
     struct calls *calls;
     struct topology *topology;
+    struct marks *marks;
 
     uv_check_t check;
     uv_prepare_t prepare;
@@ -190,6 +193,18 @@ void calls_settled(
 /* An entry was shown: callers that wait for their seq only. */
 void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry);
 void calls_metrics(const struct calls *calls, struct buf *out);
+
+/* ------------------------------------------------------------------------------------------------------------- marks
+ */
+
+struct marks *marks_open(struct history *history);
+void marks_close(struct marks *marks); /* whoever still waits is forgotten */
+/* An own message of the account is committed at seq. */
+void marks_sent(struct marks *marks, struct str room_id, struct str account, uint64_t seq);
+/* Writes what waits without waiting for windows; calls history_drained_check when it is done. */
+void marks_drain(struct marks *marks);
+bool marks_idle(const struct marks *marks);
+void marks_metrics(const struct marks *marks, struct buf *out);
 
 /* ---------------------------------------------------------------------------------------------------------- topology
  */

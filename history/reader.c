@@ -1,8 +1,8 @@
 /*
  * Pull: a page of committed entries for a caller, and the long poll.
  *
- *   begin ─▶ access (memory, or a query) ─▶ page ─▶ answer
- *              └ at once with the page where the page does not depend on it
+ *   begin ─▶ access (memory, or a query) ─▶ page, and what the account hides ─▶ answer
+ *              └ at once with the page where the page does not depend on it   └ too much of it was hidden ─▶ next page
  *   nothing after the cursor, and time left ─▶ wait ─durable news, takeover─▶ begin    (the membership is asked again)
  *                                                └─deadline─▶ answer
  *   the cursor is not the log's ─▶ where is it valid ─▶ page behind that ─▶ answer with reset
@@ -48,6 +48,15 @@ struct pull_op {
     struct history_validity validity;
     bool validity_open;
 
+    struct history_hidden hidden;
+    bool hidden_open, hidden_known;
+    uint64_t *hidden_seqs; /* ascending */
+    size_t hidden_count;
+    struct entry *
+        *kept; /* the visible ones, in the direction asked, when something is hidden; held; limit + 1 at most */
+    size_t kept_count;
+    struct cursor newest; /* entry in any page of this round */
+
     uint64_t from_seq; /* PULL_AFTER: entries above it are wanted */
     bool checks_epoch; /* the page begins with the entry at from_seq, whose epoch tells whether the cursor is valid */
     bool reset;
@@ -66,7 +75,9 @@ static void op_begin(struct pull_op *op);
 static void op_on_access(struct history_access *access, enum err err);
 static void op_ask_page(struct pull_op *op, int64_t room_no);
 static void op_on_page(struct page_asker *asker, enum err err, struct page *page);
+static void op_on_hidden(struct history_hidden *hidden, enum err err);
 static void op_step(struct pull_op *op);
+static void op_sift(struct pull_op *op, struct entry **entries, size_t count);
 static void op_ask_validity(struct pull_op *op);
 static void op_on_validity(struct history_validity *validity, enum err err);
 static void op_wait(struct pull_op *op);
@@ -91,6 +102,7 @@ struct reader *reader_open(struct history *history)
 
     reader->history = history;
     access_open(reader);
+    hidden_open(reader);
     pages_open(reader);
     list_init(&reader->pulls);
     list_init(&reader->pulls_new);
@@ -123,6 +135,7 @@ void reader_close(struct reader *reader)
         op_free(op);
     }
     access_close(reader);
+    hidden_close(reader);
     pages_close(reader);
     if (reader->looking)
         pg_forget(&reader->look);
@@ -149,11 +162,12 @@ void reader_turn(struct reader *reader)
     struct list *link;
 
     while (!list_empty(&reader->pulls_new) || !list_empty(&reader->accesses) || !list_empty(&reader->validities) ||
-           !list_empty(&reader->pages_new)) {
+           !list_empty(&reader->pages_new) || !list_empty(&reader->hiddens)) {
         while ((link = list_pop_front(&reader->pulls_new)))
             op_begin(list_entry(link, struct pull_op, new_link));
         access_turn(reader);
         pages_turn(reader);
+        hidden_turn(reader);
     }
     if (uv_is_active((uv_handle_t *)&reader->wake))
         uv_timer_stop(&reader->wake);
@@ -192,6 +206,7 @@ void history_pull(struct history *history, struct history_pull *pull)
     op->access = (struct history_access){.room_id = pull->room_id, .account = pull->account, .done = op_on_access};
     op->asker.done = op_on_page;
     op->validity.done = op_on_validity;
+    op->hidden.done = op_on_hidden;
     list_init(&op->asker.link);
     list_init(&op->wait_link);
     list_init(&op->wheel_link);
@@ -217,6 +232,13 @@ void history_pull_cancel(struct history *history, struct history_pull *pull)
     op_free(op);
 }
 
+static void forget_kept(struct pull_op *op)
+{
+    for (size_t i = 0; i < op->kept_count; i++)
+        entry_drop(op->kept[i]);
+    op->kept_count = 0;
+}
+
 static void op_begin(struct pull_op *op)
 {
     struct history_pull *pull = op->pull;
@@ -224,7 +246,8 @@ static void op_begin(struct pull_op *op)
     enum err err;
 
     op->news_seq = 0;
-    op->access_known = false;
+    op->access_known = op->hidden_known = false;
+    forget_kept(op);
     if (access_from_memory(op->reader, &op->access, &err)) {
         op->access_known = true;
         op_ask_page(op, op->access.room_no);
@@ -261,6 +284,18 @@ static uint64_t first_visible(const struct pull_op *op)
     return op->access_known && op->access.since_join && op->pull->account.n ? op->access.join_seq : 0;
 }
 
+/* Beside the page, so that it costs no round trip of its own. */
+static void op_ask_hidden(struct pull_op *op, int64_t room_no, uint64_t after_seq)
+{
+    if (!op->pull->account.n || op->hidden_known || op->hidden_open)
+        return;
+    op->hidden.room_no = room_no;
+    op->hidden.account = op->pull->account;
+    op->hidden.after_seq = after_seq;
+    op->hidden_open = true;
+    history_ask_hidden(op->reader->history, &op->hidden);
+}
+
 static void op_ask_page(struct pull_op *op, int64_t room_no)
 {
     const struct history_pull *pull = op->pull;
@@ -284,6 +319,23 @@ static void op_ask_page(struct pull_op *op, int64_t room_no)
     }
     op->page_open = true;
     page_ask(op->reader, &op->asker, &key, pull->room_id);
+    op_ask_hidden(op, room_no, op->from_seq);
+}
+
+static void op_on_hidden(struct history_hidden *hidden, enum err err)
+{
+    struct pull_op *op = container_of(hidden, struct pull_op, hidden);
+
+    op->hidden_open = false;
+    if (err) {
+        op_fail(op, err);
+        return;
+    }
+    op->hidden_known = true;
+    free(op->hidden_seqs);
+    op->hidden_seqs = hidden->count ? xmemdup(hidden->seqs, hidden->count * sizeof *hidden->seqs) : NULL;
+    op->hidden_count = hidden->count;
+    op_step(op);
 }
 
 static void op_on_page(struct page_asker *asker, enum err err, struct page *page)
@@ -297,6 +349,8 @@ static void op_on_page(struct page_asker *asker, enum err err, struct page *page
     }
     page_drop(op->page);
     op->page = page_hold(page);
+    if (page->count && page->entries[page->count - 1]->seq > op->newest.seq)
+        op->newest = (struct cursor){page->entries[page->count - 1]->epoch, page->entries[page->count - 1]->seq};
     op_step(op);
 }
 
@@ -325,6 +379,11 @@ static void op_after(struct pull_op *op, struct entry **entries, size_t count)
             entries++;
             count--;
         }
+        op->checks_epoch = false;
+    }
+    if (op->hidden_count) {
+        op_sift(op, entries, count);
+        return;
     }
     more = count > (size_t)pull->limit;
     if (!count && !op->reset && op->wait) {
@@ -340,7 +399,7 @@ static void op_step(struct pull_op *op)
     size_t count;
     bool more;
 
-    if (!op->access_known || op->page_open)
+    if (!op->access_known || op->page_open || !op->page || (op->pull->account.n && !op->hidden_known))
         return;
     entries = op->page->entries;
     count = op->page->count;
@@ -352,8 +411,76 @@ static void op_step(struct pull_op *op)
         entries++;
         count--;
     }
+    if (op->hidden_count) {
+        op_sift(op, entries, count);
+        return;
+    }
     more = count > (size_t)op->pull->limit;
     op_answer(op, entries + more, count - more, more);
+}
+
+static int compare_seqs(const void *a, const void *b)
+{
+    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
+
+    return (left > right) - (left < right);
+}
+
+/* The page was the last one in its direction, as far as this account may see. */
+static bool page_ends(const struct pull_op *op, size_t count)
+{
+    const struct page *page = op->page;
+
+    if (page->count < (size_t)page->key.limit || !count)
+        return true;
+    return page->key.descending && (page->entries[0]->seq < first_visible(op) || page->entries[0]->seq == 1);
+}
+
+static void op_ask_next_page(struct pull_op *op)
+{
+    const struct page *page = op->page;
+    struct page_key key = page->key;
+
+    key.limit = op->pull->limit + 1;
+    if (key.descending)
+        key.to = page->entries[0]->seq - 1;
+    else
+        key.from = page->entries[page->count - 1]->seq + 1;
+    op->page_open = true;
+    page_ask(op->reader, &op->asker, &key, op->pull->room_id);
+}
+
+/* Takes the visible ones of a page, and goes on until there are enough: what is hidden neither counts nor ends it. */
+static void op_sift(struct pull_op *op, struct entry **entries, size_t count)
+{
+    size_t limit = (size_t)op->pull->limit;
+    bool down = op->page->key.descending, more;
+
+    if (!op->kept)
+        op->kept = xcalloc(limit + 1, sizeof(struct entry *));
+    for (size_t i = 0; i < count && op->kept_count <= limit; i++) {
+        struct entry *entry = entries[down ? count - 1 - i : i];
+
+        if (!bsearch(&entry->seq, op->hidden_seqs, op->hidden_count, sizeof *op->hidden_seqs, compare_seqs))
+            op->kept[op->kept_count++] = entry_hold(entry);
+    }
+    if (op->kept_count <= limit && !page_ends(op, count)) {
+        op_ask_next_page(op);
+        return;
+    }
+    if (!op->kept_count && !op->reset && op->wait) {
+        op_wait(op);
+        return;
+    }
+    more = op->kept_count > limit;
+    count = more ? limit : op->kept_count;
+    for (size_t i = 0; down && i < count / 2; i++) {
+        struct entry *swap = op->kept[i];
+
+        op->kept[i] = op->kept[count - 1 - i];
+        op->kept[count - 1 - i] = swap;
+    }
+    op_answer(op, op->kept, count, more);
 }
 
 static void op_ask_validity(struct pull_op *op)
@@ -376,7 +503,7 @@ static void op_on_validity(struct history_validity *validity, enum err err)
     op->reset = validity->valid.seq < op->pull->after.seq; /* else its commit was on the way, and has arrived */
     op->reset_to = validity->valid;
     op->from_seq = validity->valid.seq;
-    op->checks_epoch = false;
+    op->checks_epoch = op->hidden_known = false; /* the page begins further back, and so must they */
     op_ask_page(op, op->access.room_no);
 }
 
@@ -393,12 +520,11 @@ static void op_answer(struct pull_op *op, struct entry **entries, size_t count, 
 {
     struct history_pull *pull = op->pull;
     struct page *page = op->page;
-    const struct entry *newest = page->count ? page->entries[page->count - 1] : NULL;
+    struct entry **kept = op->kept;
+    size_t kept_count = op->kept_count;
 
     /* Facts and page are two looks; the head is never below what the page shows. */
-    pull->head = op->access.head;
-    if (newest && newest->seq > pull->head.seq)
-        pull->head = (struct cursor){newest->epoch, newest->seq};
+    pull->head = op->newest.seq > op->access.head.seq ? op->newest : op->access.head;
     pull->durable_seq = pull->head.seq;
     pull->entries = entries;
     pull->count = count;
@@ -407,9 +533,14 @@ static void op_answer(struct pull_op *op, struct entry **entries, size_t count, 
     pull->reset_to = op->reset_to;
     pull->impl = NULL;
     op->page = NULL;
+    op->kept = NULL;
+    op->kept_count = 0;
     op_free(op);
     pull->done(pull, ERR_OK);
     page_drop(page);
+    for (size_t i = 0; i < kept_count; i++)
+        entry_drop(kept[i]);
+    free(kept);
 }
 
 /* From any state. */
@@ -422,6 +553,11 @@ static void op_free(struct pull_op *op)
         history_access_forget(&op->access);
     if (op->validity_open)
         history_validity_forget(&op->validity);
+    if (op->hidden_open)
+        history_hidden_forget(&op->hidden);
+    forget_kept(op);
+    free(op->kept);
+    free(op->hidden_seqs);
     list_remove(&op->asker.link);
     page_drop(op->page);
     wait_leave(op);

@@ -4,6 +4,8 @@
  *   access.c  facts about a room for a reader, the cache room_id -> room_no, where a cursor is valid
  *   page.c    reads of consecutive entries, shared by all who want the same at the same time
  *   reader.c  Pull, long polls
+ *   hide.c    what accounts hide from themselves
+ *   unread.c  how much accounts have not read
  *
  * Questions of one loop turn leave together at its end (reader_turn).
  */
@@ -79,6 +81,8 @@ struct reader {
     struct list validities; /* struct history_validity, of this turn */
     struct list validity_batches;
     struct access_counters access_counters;
+    struct list hiddens; /* struct history_hidden, of this turn */
+    struct list hidden_batches;
 
     struct map pages;      /* joinable ones */
     struct list pages_new; /* to be sent at the end of the turn */
@@ -106,6 +110,9 @@ void reader_wake(struct reader *reader);
 void access_open(struct reader *reader);
 void access_close(struct reader *reader);
 void access_turn(struct reader *reader);
+void hidden_open(struct reader *reader);
+void hidden_close(struct reader *reader);
+void hidden_turn(struct reader *reader);
 void pages_open(struct reader *reader);
 void pages_close(struct reader *reader);
 void pages_turn(struct reader *reader);

@@ -66,6 +66,7 @@ struct room_list_accounts {
     int limit;
     const struct str *account_ids;
     size_t account_count; /* > 0: only these */
+    uint64_t has_read;    /* > 0: only those whose read cursor stands there or further on */
     void (*done)(
         struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
     struct str answer_json;                             /* {"accounts":[…],"next"?:…}; good for the call */

@@ -8,24 +8,27 @@
 
 #include <stdio.h>
 
+#include "room/base/clock.h"
+
 /* -------------------------------------------------------------------------------------------------- ListAccounts */
 
 /* One row without an account: the room exists and nobody (of those asked for) is on this page. No row: there is no such
  * room. */
-#define ACCOUNTS_SQL(which)                                                                                         \
-    "SELECT m.account, m.role, m.joined_at, m.join_seq, m.read_seq FROM room r LEFT JOIN LATERAL ("                 \
-    "SELECT * FROM room_member m WHERE m.room_no = r.room_no AND " which " ORDER BY m.account LIMIT $3) m ON true " \
+#define ACCOUNTS_SQL(which)                                                                                        \
+    "SELECT m.account, m.role, m.joined_at, m.join_seq, m.read_seq, m.muted_until FROM room r LEFT JOIN LATERAL (" \
+    "SELECT * FROM room_member m WHERE m.room_no = r.room_no AND " which " AND m.read_seq >= $4 "                  \
+    "ORDER BY m.account LIMIT $3) m ON true "                                                                      \
     "WHERE r.room_id = $1 ORDER BY m.account"
 
 static const struct pg_statement accounts_page_statement = {
     .name = "room_accounts_page",
     .sql = ACCOUNTS_SQL("m.account > $2"),
-    .params = 3,
+    .params = 4,
 };
 static const struct pg_statement accounts_of_statement = {
     .name = "room_accounts_of",
     .sql = ACCOUNTS_SQL("m.account = ANY ($2::text[])"),
-    .params = 3,
+    .params = 4,
 };
 
 static void accounts_on_rows(struct pg_query *query, enum err err, const PGresult *result);
@@ -77,6 +80,7 @@ void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list)
     /* One more than asked for tells whether there is a next page. A bad `after` is told when the answer comes: never
      * from inside this call. */
     pg_param_i64(&params, good ? list->account_count ? (int64_t)list->account_count : list->limit + 1 : 0);
+    pg_param_i64(&params, list->has_read > INT64_MAX ? INT64_MAX : (int64_t)list->has_read);
     list->query = (struct pg_query){
         .statement = list->account_count ? &accounts_of_statement : &accounts_page_statement,
         .lane = PG_READ,
@@ -96,8 +100,10 @@ static void accounts_on_bad_after(struct pg_query *query, enum err err, const PG
     list->done(list, err ? err : ERR_BAD_REQUEST);
 }
 
-static void write_account(struct buf *json, const PGresult *result, int row)
+static void write_account(struct buf *json, const PGresult *result, int row, int64_t now_ms)
 {
+    int64_t muted_until = pg_get_i64(result, row, 5);
+
     buf_text(json, row ? ",{\"account_id\":" : "{\"account_id\":");
     buf_json_string(json, pg_get_str(result, row, 0));
     buf_printf(json, ",\"role\":\"%s\",\"joined_at\":", role_name((enum role)pg_get_i64(result, row, 1)));
@@ -106,6 +112,10 @@ static void write_account(struct buf *json, const PGresult *result, int row)
     buf_i64(json, pg_get_i64(result, row, 3));
     buf_text(json, ",\"read_seq\":");
     buf_i64(json, pg_get_i64(result, row, 4));
+    if (muted_until > now_ms) {
+        buf_text(json, ",\"muted_until\":");
+        buf_i64(json, muted_until);
+    }
     buf_char(json, '}');
 }
 
@@ -124,7 +134,7 @@ static void accounts_on_rows(struct pg_query *query, enum err err, const PGresul
         shown = !list->account_count && rows > list->limit ? list->limit : rows;
         buf_text(&json, "{\"accounts\":[");
         for (int row = 0; row < shown; row++)
-            write_account(&json, result, row);
+            write_account(&json, result, row, (int64_t)clock_unix_ms());
         buf_char(&json, ']');
         if (shown < rows) {
             buf_text(&json, ",\"next\":\"");
