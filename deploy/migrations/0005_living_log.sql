@@ -112,7 +112,7 @@ BEGIN
             ON CONFLICT DO NOTHING;
     END IF;
     IF cardinality(t_room) > 0 THEN -- state 1: meta null = as it is; 2, 3: nothing stays, also not of earlier edits
-        UPDATE log_entry e SET state = x.state, content = coalesce(x.content, ''),
+        UPDATE log_entry e SET state = x.state, content = CASE WHEN x.state >= 2 THEN '' ELSE coalesce(x.content, '') END,
                 meta = CASE WHEN x.state >= 2 THEN NULL WHEN x.meta IS NULL THEN e.meta ELSE nullif(x.meta, '') END
             FROM unnest(t_room, t_seq, t_state, t_content, t_meta) x(room_no, seq, state, content, meta)
             WHERE e.room_no = x.room_no AND e.seq = x.seq AND e.type = 1;

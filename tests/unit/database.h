@@ -6,6 +6,8 @@
 #ifndef TESTS_UNIT_DATABASE_H
 #define TESTS_UNIT_DATABASE_H
 
+#pragma GCC diagnostic ignored "-Wunused-function" /* no test uses all of it */
+
 #include "room/base/buf.h"
 #include "room/base/clock.h"
 

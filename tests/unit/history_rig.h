@@ -312,7 +312,11 @@ static void rig_run_file(PGconn *sql, const char *name)
     free(text);
 }
 
-static const char rig_schema[] = "roomd_history";
+/* Programs that run beside each other need different ones. */
+#ifndef RIG_SCHEMA
+#define RIG_SCHEMA "roomd_history"
+#endif
+static const char rig_schema[] = RIG_SCHEMA;
 
 /* amqp://user:password@host:port/vhost, with 127.0.0.1 and the relay's port instead. */
 static char *rig_relay_broker(struct relay *relay, uv_loop_t *loop, const char *url)
