@@ -12,6 +12,7 @@
 #define RICH_TEXT_PARTS_MAX 500
 #define MENTIONS_MAX 100
 #define FORWARD_MESSAGES_MAX 100
+#define FORWARD_DEPTH_MAX 3 /* a forward of a forward of a forward */
 
 struct content_facts {
     uint64_t quote_seq;  /* 0 = none */
