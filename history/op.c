@@ -3,20 +3,25 @@
  * Is it us, the answer comes from the sequencer; is it another instance, or did it not come in time, the log is asked,
  * for all waiting callers at once.
  *
- *   push:  ASKING (member? room open?) ─▶ KNOWN? (only when somebody waits and another owns it) ─▶ PUBLISHED ─confirm /
- * answer─▶ done op:    PUBLISHED ─answer─▶ done
+ *   push:  ASKING (member? room open? may it speak?) ─▶ KNOWN? (only when somebody waits and another owns it) ─▶
+ *          PUBLISHED ─confirm / answer─▶ done
+ *   op:    PUBLISHED ─answer─▶ done
  *
- * Pushes of one room are published in the order of the calls, although some have to wait for the database.
+ * Pushes and ops of one room are published in the order of the calls, although some have to wait for the database: who
+ * sends a message and then edits it need not wait for the answer in between.
  */
 #define _GNU_SOURCE /* memmem */
 #include "internal.h"
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "room/base/clock.h"
 #include "room/base/log.h"
+#include "room/rules.h"
 
 #define LOOK_EVERY_MS 500
 #define TICK_MS 50
@@ -52,7 +57,7 @@ struct call {
     struct buf body;
 };
 
-/* Pushes of one room that are not published yet, in order. */
+/* Pushes and ops of one room that are not published yet, in order. */
 struct line {
     struct map_link by_room;
     struct str room_id; /* of its first call */
@@ -63,6 +68,7 @@ struct calls {
     struct history *history;
     struct list all, early; /* early: before CALL_PUBLISHED, or only waiting for the confirm */
     struct map waiting, lines;
+    struct rules rules;
     size_t sequenced; /* waiting for a seq only */
     struct pg_query look;
     struct pg_params params;
@@ -97,8 +103,11 @@ static const struct pg_statement look_up = {
 struct calls *calls_open(struct history *history)
 {
     struct calls *calls = xcalloc(1, sizeof *calls);
+    const char *why;
 
     calls->history = history;
+    if (!rules_read(&calls->rules, history->config->role_rules, &why)) /* told when the configuration was read */
+        rules_default(&calls->rules);
     list_init(&calls->all);
     list_init(&calls->early);
     map_init(&calls->waiting);
@@ -139,8 +148,7 @@ static bool owned_here(const struct calls *calls, struct str room_id)
     return shard && shard->state == SHARD_RUNNING;
 }
 
-/* -----------------------------------------------------------------------------------------------------------------
- * push */
+/* ----------------------------------------------------------------------------------------- the line of one room */
 
 static bool line_equal(const struct map_link *link, const void *key)
 {
@@ -179,6 +187,8 @@ static void line_leave(struct calls *calls, struct call *call)
     }
 }
 
+/* -------------------------------------------------------------------------------------------------------- push */
+
 static void write_message(struct call *call)
 {
     const struct history_push *push = call->push;
@@ -214,6 +224,7 @@ void history_push(struct history *history, struct history_push *push)
     push->impl = call;
     push->seq = 0;
     push->duplicate = false;
+    push->why[0] = '\0';
     if (push->client_msg_id.n) {
         assert(push->client_msg_id.n <= CLIENT_MSG_ID_MAX_BYTES);
         memcpy(push->client_msg_id_text, push->client_msg_id.p, push->client_msg_id.n);
@@ -236,6 +247,41 @@ void history_push(struct history *history, struct history_push *push)
     history_ask_access(history, &call->access);
 }
 
+static void say_muted(char *why, size_t size, uint64_t until)
+{
+    time_t seconds = (time_t)(until / 1000);
+    struct tm parts;
+    char text[32];
+
+    strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &parts));
+    snprintf(why, size, "muted in this room until %s (%" PRIu64 ")", text, until);
+}
+
+/* What the owner would refuse is refused here when it is known already: the caller learns why. @system is not asked. */
+static enum err may_push(struct call *call)
+{
+    const struct history_access *access = &call->access;
+    struct history_push *push = call->push;
+
+    if (access->removed)
+        return ERR_ROOM_GONE;
+    if (access->account.n && access->muted_until > history_now_ms(call->calls->history)) {
+        say_muted(push->why, sizeof push->why, access->muted_until);
+        return ERR_FORBIDDEN;
+    }
+    if (access->account.n && push->mentions_all && !rules_allow(&call->calls->rules, RULE_MENTION_ALL, access->role)) {
+        snprintf(push->why, sizeof push->why, "to mention all takes the role %s here",
+            role_name(call->calls->rules.least[RULE_MENTION_ALL]));
+        return ERR_FORBIDDEN;
+    }
+    if (access->last_seq && push->quote_seq > access->last_seq) {
+        snprintf(push->why, sizeof push->why, "the quoted seq does not exist in the room: its last is %" PRIu64,
+            access->last_seq);
+        return ERR_BAD_REQUEST;
+    }
+    return ERR_OK;
+}
+
 static void on_access(struct history_access *access, enum err err)
 {
     struct call *call = container_of(access, struct call, access);
@@ -243,8 +289,8 @@ static void on_access(struct history_access *access, enum err err)
     struct line *line = call->line;
 
     call->asking = false;
-    if (!err && access->removed)
-        err = ERR_ROOM_GONE;
+    if (!err)
+        err = may_push(call);
     if (err) {
         bool others = line->calls.next != line->calls.prev;
 
@@ -277,14 +323,18 @@ static void line_advance(struct calls *calls, struct line *line)
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------------------
- * op */
+/* ---------------------------------------------------------------------------------------------------------- op */
 
 static const char *const op_names[OP_KINDS] = {
     [OP_MEMBER_ADD] = "member.add",
     [OP_MEMBER_REMOVE] = "member.remove",
     [OP_ROOM_UPDATE] = "room.update",
     [OP_ROOM_REMOVE] = "room.remove",
+    [OP_ROOM_MUTE] = "room.mute",
+    [OP_MEMBER_ROLE] = "member.role",
+    [OP_MESSAGE_EDIT] = "message.edit",
+    [OP_MESSAGE_RECALL] = "message.recall",
+    [OP_MESSAGE_DELETE] = "message.delete",
 };
 
 static void write_op(struct call *call)
@@ -351,7 +401,8 @@ void history_submit_op(struct history *history, struct history_op *op)
     call->id = op->request_id.n ? request_op_id(op->room_id, op->request_id) : ulid_new(call->begun_at);
     write_op(call);
     call->state = CALL_READY;
-    call_publish(call);
+    line_join(calls, call);
+    line_advance(calls, call->line);
 }
 
 /* --------------------------------------------------------------------------------------------------------------
