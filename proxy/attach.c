@@ -97,7 +97,7 @@ void attach_abandon(struct attach *attach)
     if (attach->reply)
         http_reply_error(attach->reply, ERR_UNAVAILABLE, NULL, "the instance is shutting down; open at another one");
     if (attach->answer)
-        proxy_reply_error(attach->answer, ERR_UNAVAILABLE, NULL);
+        proxy_reply_error(attach->answer, ERR_UNAVAILABLE, NULL, NULL);
     attach_free(attach);
 }
 
@@ -583,7 +583,7 @@ static void finish_more(struct attach *attach)
             attach->rooms[i]->sub = NULL;
         }
     if (attach->answer && err)
-        proxy_reply_error(attach->answer, err, NULL);
+        proxy_reply_error(attach->answer, err, NULL, NULL);
     else if (attach->answer)
         proxy_reply_ack(attach->answer, STR(""));
     for (size_t i = 0; i < attach->room_count; i++) {

@@ -5,6 +5,7 @@
  */
 #include "core.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 
 /* An answer that is owed. It outlives the stream when the stream goes first. */
@@ -40,6 +41,29 @@ static struct str raw(struct json value)
     return (struct str){value.p, value.type == JSON_NONE ? 0 : value.n};
 }
 
+/* How long until the next one may come, when these are too many for one second; else 0. */
+static uint32_t must_wait_ms(struct stream *stream)
+{
+    int64_t most = stream->proxy->config->stream_frames_max_per_s;
+    uint32_t passed = proxy_now(stream->proxy) - stream->frames_at;
+
+    if (!most || ++stream->requests <= most)
+        return 0;
+    return passed < 1000 ? 1000 - passed : 1;
+}
+
+static void reply_rate_limited(struct proxy_reply *reply, uint32_t wait_ms)
+{
+    struct buf json = {0};
+
+    buf_printf(&json,
+        "\"error\",\"code\":\"%s\",\"message\":\"too many frames in a second; try again in %" PRIu32
+        " ms\",\"retry_after_ms\":%" PRIu32,
+        err_code(ERR_RATE_LIMITED), wait_ms, wait_ms);
+    reply_settle(reply, buf_str(&json));
+    buf_clear(&json);
+}
+
 void client_frame(struct stream *stream, struct str text)
 {
     const struct proxy_client_calls *calls = &stream->proxy->calls;
@@ -48,6 +72,7 @@ void client_frame(struct stream *stream, struct str text)
     struct str name = {NULL, 0};
     struct proxy_reply *reply;
     const char *why = "a frame is an object with type and payload";
+    uint32_t wait_ms = must_wait_ms(stream);
     bool good = json_check(text, &frame, &why) && frame.type == JSON_OBJECT;
 
     if (stream->reply_count >= REPLIES_MAX) {
@@ -65,8 +90,10 @@ void client_frame(struct stream *stream, struct str text)
     payload = good ? json_get(frame, "payload") : (struct json){.type = JSON_NONE};
     if (payload.type == JSON_NONE)
         payload = (struct json){"{}", 2, JSON_OBJECT, false};
-    if (!good || type.type != JSON_STRING || !json_string(type, &scratch, &name) || payload.type != JSON_OBJECT)
-        proxy_reply_error(reply, ERR_BAD_REQUEST, why);
+    if (wait_ms)
+        reply_rate_limited(reply, wait_ms);
+    else if (!good || type.type != JSON_STRING || !json_string(type, &scratch, &name) || payload.type != JSON_OBJECT)
+        proxy_reply_error(reply, ERR_BAD_REQUEST, NULL, why);
     else if (str_is(name, "ping"))
         reply_settle(reply, STR("\"pong\""));
     else if (str_is(name, "subscribe"))
@@ -77,7 +104,7 @@ void client_frame(struct stream *stream, struct str text)
         on_refresh(stream, payload, reply);
     else if (!calls->frame || !calls->frame(calls->arg, (struct str){stream->audience->account, stream->audience->n},
                                   name, payload, reply))
-        proxy_reply_error(reply, ERR_BAD_REQUEST, "there is no such type; see docs/protocol.md#streams");
+        proxy_reply_error(reply, ERR_BAD_REQUEST, "type", "there is no such type; see docs/protocol.md#streams");
     buf_clear(&scratch);
 }
 
@@ -129,12 +156,16 @@ void proxy_reply_ack(struct proxy_reply *reply, struct str members)
     buf_clear(&json);
 }
 
-void proxy_reply_error(struct proxy_reply *reply, enum err err, const char *message)
+void proxy_reply_error(struct proxy_reply *reply, enum err err, const char *field, const char *message)
 {
     struct buf json = {0};
 
     buf_printf(&json, "\"error\",\"code\":\"%s\",\"message\":", err_code(err));
     buf_json_string(&json, str_of(message && *message ? message : err_sentence(err)));
+    if (field && *field) {
+        buf_text(&json, ",\"field\":");
+        buf_json_string(&json, str_of(field));
+    }
     reply_settle(reply, buf_str(&json));
     buf_clear(&json);
 }
@@ -211,7 +242,7 @@ static void on_subscribe(struct stream *stream, struct json payload, struct prox
     buf_clear(&scratch);
     if (!good || !allowed) {
         attach_free(attach);
-        proxy_reply_error(reply, good ? ERR_FORBIDDEN : ERR_BAD_REQUEST,
+        proxy_reply_error(reply, good ? ERR_FORBIDDEN : ERR_BAD_REQUEST, "rooms",
             good ? "the ticket does not name this room" : "rooms is an array of {room_id, after?}, at most 1000");
         return;
     }
@@ -245,7 +276,7 @@ static void on_unsubscribe(struct stream *stream, struct json payload, struct pr
     if (good)
         proxy_reply_ack(reply, STR(""));
     else
-        proxy_reply_error(reply, ERR_BAD_REQUEST, "room_ids is an array of room ids");
+        proxy_reply_error(reply, ERR_BAD_REQUEST, "room_ids", "room_ids is an array of room ids");
 }
 
 /* A stream lives on when its ticket ends; a new one may name other rooms for later subscribes. */
@@ -265,7 +296,7 @@ static void on_refresh(struct stream *stream, struct json payload, struct proxy_
         why = "the ticket is for another account";
     }
     if (err) {
-        proxy_reply_error(reply, err, why);
+        proxy_reply_error(reply, err, "ticket", why);
     } else {
         if (!stream->all && !ticket->all)
             named_set(stream, ticket);

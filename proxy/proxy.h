@@ -29,7 +29,8 @@ struct proxy_client_calls {
 };
 /* ok: members without braces for the ack, e.g. "seq":5 */
 void proxy_reply_ack(struct proxy_reply *reply, struct str members);
-void proxy_reply_error(struct proxy_reply *reply, enum err err, const char *message);
+/* field: the part of the payload that is to blame; NULL or empty: none. message likewise: the table's sentence. */
+void proxy_reply_error(struct proxy_reply *reply, enum err err, const char *field, const char *message);
 
 MUST_USE enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *config,
     const char *advertise_url, struct history *history, struct cluster *cluster, struct pg *pg,

@@ -14,7 +14,7 @@ static bool too_many(struct stream *stream)
 
     if (now - stream->frames_at >= 1000) {
         stream->frames_at = now;
-        stream->frames = 0;
+        stream->frames = stream->requests = 0;
     }
     return ++stream->frames > CLIENT_FRAMES_PER_S;
 }

@@ -36,6 +36,9 @@ struct call {
         struct history_push push;
         struct history_pull pull;
         struct history_op op;
+        struct history_mark mark;
+        struct history_unread unread;
+        struct history_hide hide;
     };
     bool one; /* room/Get was asked for one room, not for an array */
     bool watched;
@@ -59,20 +62,48 @@ void api_room_update(struct call *call);
 void api_room_remove(struct call *call);
 void api_room_add_accounts(struct call *call);
 void api_room_remove_accounts(struct call *call);
+void api_room_mute(struct call *call);
+void api_room_set_role(struct call *call);
 void api_room_list_accounts(struct call *call);
 void api_room_list_rooms(struct call *call);
 /* api_history.c */
 void api_history_push(struct call *call);
 void api_history_pull(struct call *call);
+/* api_message.c */
+void api_history_edit(struct call *call);
+void api_history_recall(struct call *call);
+void api_history_delete(struct call *call);
+void api_history_mark_read(struct call *call);
+void api_history_unread(struct call *call);
 /* api_frame.c: what WebSocket clients send. The frame() of struct proxy_client_calls; arg is the service. */
 bool api_frame(void *service, struct str account, struct str type, struct json payload, struct proxy_reply *reply);
 
 void api_frames_close(struct service *service); /* after all modules stopped: nobody is left to be answered */
 
-/* Checks content, mentions, quote_seq and sent_at of a message, and adds the latter three to `meta` as members without
- * braces. */
-void api_message_fields(
-    struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta);
+/* Both doors, calls and frames, take a message and an act on it in the same words. */
+
+/* Checks content, mentions, quote_seq and sent_at of a message of push->kind, fills the push with them, and adds the
+ * latter three to `meta` as members without braces. */
+void api_message_fields(struct fields *fields, int64_t content_max_bytes, struct history_push *push, struct buf *meta);
+/* The field that a push was refused for; NULL: none. */
+const char *api_push_field(const struct fields *fields, enum err err);
+/* seq or message_id, one of them, as members of an op. */
+void api_target_fields(struct fields *fields, struct buf *args);
+void api_edit_fields(struct fields *fields, int64_t content_max_bytes, struct buf *args); /* the new content */
+bool api_scope_is_me(struct fields *fields);                                              /* of a Delete; else all */
+/* The same for what an account does with a message for itself, and with its cursor; and why it was refused (NULL: the
+ * table's sentence). */
+void api_hide_fields(struct fields *fields, struct history_hide *hide);
+const char *api_hide_why(enum err err);
+uint64_t api_read_seq(struct fields *fields);
+const char *api_mark_why(enum err err);
+
+/* Why the owner refused an op, in words. */
+struct refusal {
+    char why[256], field[96]; /* empty: not said */
+};
+void api_refusal_read(struct refusal *refusal, enum err err, const struct history_op *op);
+void api_op_fail(struct call *call, enum err err); /* ends the call with the refusal of call->op */
 
 /* health.c */
 void health_serve(struct service *service, struct http_request *request, struct http_reply *reply);

@@ -35,33 +35,46 @@ static void check_mentions(struct fields *fields, struct content_facts *facts)
                 MENTIONS_MAX);
 }
 
-void api_message_fields(
-    struct fields *fields, struct str kind, int64_t content_max_bytes, struct str *content, struct buf *meta)
+static void check_content(
+    struct fields *fields, int64_t max_bytes, struct history_push *push, struct content_facts *facts)
 {
-    struct content_facts facts = {0};
-    struct json value;
+    struct json value = json_get(fields->object, "content");
     const char *why;
 
-    *content = (struct str){NULL, 0};
-    if (fields->err)
-        return;
-    value = json_get(fields->object, "content");
     if (value.type == JSON_NONE)
         fields_refuse(fields, ERR_BAD_REQUEST, "content", "content is missing");
-    else if (value.n > (size_t)content_max_bytes)
-        fields_refuse(fields, ERR_TOO_LARGE, "content", "content is larger than the limit of %" PRId64 " bytes",
-            content_max_bytes);
-    else if (content_check(kind, value, &facts, &why))
-        fields_refuse(fields, ERR_BAD_REQUEST, "content", "%s", why);
-    *content = (struct str){value.p, value.n};
+    else if (value.n > (size_t)max_bytes)
+        fields_refuse(
+            fields, ERR_TOO_LARGE, "content", "content is larger than the limit of %" PRId64 " bytes", max_bytes);
+    else if (content_check(push->kind, value, facts, &why))
+        fields_refuse_part(fields, ERR_BAD_REQUEST, facts->field, why);
+    push->content = (struct str){value.p, value.n};
+}
+
+void api_message_fields(struct fields *fields, int64_t content_max_bytes, struct history_push *push, struct buf *meta)
+{
+    struct content_facts facts = {0};
+
+    if (fields->err)
+        return;
+    check_content(fields, content_max_bytes, push, &facts);
     if (!fields->err)
         check_mentions(fields, &facts);
     buf_clear(&facts.mentions);
+    push->mentions_all = facts.mentions_all;
+    push->quote_seq = (uint64_t)field_integer(fields, "quote_seq", 1, INT64_MAX, (int64_t)facts.quote_seq);
     (void)field_integer(fields, "sent_at", 0, TIME_MAX_MS, 0);
-    (void)field_integer(fields, "quote_seq", 1, INT64_MAX, 1);
     add_meta(meta, "sent_at", field_raw(fields, "sent_at"));
     add_meta(meta, "quote_seq", field_raw(fields, "quote_seq"));
     add_meta(meta, "mentions", field_raw(fields, "mentions"));
+}
+
+/* A form that is well was checked before: what is still bad is the quote. */
+const char *api_push_field(const struct fields *fields, enum err err)
+{
+    if (err != ERR_BAD_REQUEST)
+        return NULL;
+    return field_given(fields, "quote_seq") ? "quote_seq" : "content.quote_message_seq";
 }
 
 void api_history_push(struct call *call)
@@ -81,7 +94,7 @@ void api_history_push(struct call *call)
     if (push->transient && push->wait != WAIT_CONFIRMED)
         fields_refuse(
             fields, ERR_BAD_REQUEST, "wait", "a transient message is never sequenced: wait can only be confirmed");
-    api_message_fields(fields, push->kind, call->service->config->content_max_bytes, &push->content, &call->text);
+    api_message_fields(fields, call->service->config->content_max_bytes, push, &call->text);
     if (!call_checked(call))
         return;
     push->meta = buf_str(&call->text);
@@ -94,9 +107,12 @@ static void push_on_done(struct history_push *push, enum err err)
     struct call *call = container_of(push, struct call, push);
     char message_id[ULID_TEXT];
 
+    if (err == ERR_CONFLICT) {
+        call_fail(call, err, "client_msg_id", "this client_msg_id was used before with another kind or content");
+        return;
+    }
     if (err) {
-        call_fail(call, err, NULL,
-            err == ERR_CONFLICT ? "this client_msg_id was used before with another kind or content" : NULL);
+        call_fail(call, err, api_push_field(&call->fields, err), *push->why ? "%s" : NULL, push->why);
         return;
     }
     ulid_write(message_id, push->message_id);

@@ -49,6 +49,14 @@ void fields_refuse(struct fields *fields, enum err err, const char *field, const
     va_end(args);
 }
 
+void fields_refuse_part(struct fields *fields, enum err err, const char *path, const char *why)
+{
+    if (fields->err)
+        return;
+    snprintf(fields->path, sizeof fields->path, "%s", path);
+    fields_refuse(fields, err, fields->path, "%s", why);
+}
+
 static struct json get(const struct fields *fields, const char *name)
 {
     if (fields->err)
@@ -170,6 +178,16 @@ struct str field_text(struct fields *fields, const char *name, size_t max_bytes)
 
     if (take_string(fields, name, OPTIONAL, &text) && text.n > max_bytes)
         fields_refuse(fields, ERR_BAD_REQUEST, name, "%s must not be longer than %zu bytes", name, max_bytes);
+    return text;
+}
+
+struct str field_message_id(struct fields *fields, const char *name)
+{
+    struct str text;
+    struct id128 id;
+
+    if (take_string(fields, name, OPTIONAL, &text) && !ulid_read(&id, text))
+        fields_refuse(fields, ERR_BAD_REQUEST, name, "%s must be the message_id of a message: 26 characters", name);
     return text;
 }
 

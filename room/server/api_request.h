@@ -29,15 +29,17 @@ struct fields {
     void *owned[4];
     size_t owned_count;
     /* The first problem. */
-    enum err err; /* ERR_OK: none */
-    const char *field;
-    char why[200];
+    enum err err;      /* ERR_OK: none */
+    const char *field; /* a name, or `path` */
+    char why[256], path[96];
 };
 
 void fields_read(struct fields *fields, struct str body); /* the whole body is checked here */
 void fields_clear(struct fields *fields);
 /* A problem the handler itself found. */
 void fields_refuse(struct fields *fields, enum err err, const char *field, const char *format, ...) PRINTF_LIKE(4, 5);
+/* The same for a part of a field ("content.parts[2].type"); `path` is copied. */
+void fields_refuse_part(struct fields *fields, enum err err, const char *path, const char *why);
 
 bool field_given(const struct fields *fields, const char *name);
 /* Raw JSON of a field of any type; empty when absent. */
@@ -52,6 +54,7 @@ struct str field_client_id(struct fields *fields, const char *name);
 struct str field_kind(struct fields *fields, const char *name);
 struct str field_key(struct fields *fields, const char *name);
 struct str field_text(struct fields *fields, const char *name, size_t max_bytes);
+struct str field_message_id(struct fields *fields, const char *name); /* 26 characters that are an id */
 /* The index of one of the words (NULL-terminated); `fallback` when absent. */
 int field_word(struct fields *fields, const char *name, const char *const *words, int fallback);
 

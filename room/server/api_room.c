@@ -6,6 +6,8 @@
 
 #include "room/base/clock.h"
 
+#define MUTE_MAX_MS INT64_C(315360000000) /* ten years */
+
 static void create_on_done(struct room_create *create, enum err err);
 static void get_on_done(struct room_get *get, enum err err);
 static void update_on_done(struct history_op *op, enum err err);
@@ -180,13 +182,18 @@ static void get_on_done(struct room_get *get, enum err err)
 
 /* -------------------------------------------------------------------------------------- changes: through the log */
 
+static void begin_arg(struct call *call, const char *name)
+{
+    buf_printf(&call->text, "%s\"%s\":", call->text.n ? "," : "", name);
+}
+
 static void add_member_raw(struct call *call, const char *name)
 {
     struct str raw = field_raw(&call->fields, name);
 
     if (!raw.n)
         return;
-    buf_printf(&call->text, "%s\"%s\":", call->text.n ? "," : "", name);
+    begin_arg(call, name);
     buf_add_str(&call->text, raw);
 }
 
@@ -198,18 +205,12 @@ static void submit(struct call *call, enum op_kind kind, void (*done)(struct his
     history_submit_op(call->service->history, &call->op);
 }
 
+/* Whose act it is may be said: then that account's role is asked. */
 static void op_fields(struct call *call)
 {
     call->op.room_id = field_room_id(&call->fields, "room_id", REQUIRED);
     call->op.request_id = field_client_id(&call->fields, "request_id");
-}
-
-static void op_fail(struct call *call, enum err err)
-{
-    call_fail(call, err, NULL,
-        err == ERR_CONFLICT    ? "this request_id was used before with another body"
-        : err == ERR_FORBIDDEN ? "this room does not allow it: the members of a direct room are fixed"
-                               : NULL);
+    call->op.by = field_account(&call->fields, "by", OPTIONAL);
 }
 
 void api_room_update(struct call *call)
@@ -242,7 +243,7 @@ static void update_on_done(struct history_op *op, enum err err)
     struct str *one, room_id = op->room_id;
 
     if (err) {
-        op_fail(call, err);
+        api_op_fail(call, err);
         return;
     }
     /* The answer shows what is durable now. op and get share their place: take from op what is needed first. */
@@ -279,7 +280,7 @@ static void remove_on_done(struct history_op *op, enum err err)
     struct call *call = container_of(op, struct call, op);
 
     if (err && err != ERR_ROOM_GONE)
-        op_fail(call, err);
+        api_op_fail(call, err);
     else
         call_answer(call, STR("{}"));
 }
@@ -304,7 +305,8 @@ static void accounts_fields(struct call *call)
     }
     if (fields->err)
         return;
-    buf_text(&call->text, "\"account_ids\":[");
+    begin_arg(call, "account_ids");
+    buf_char(&call->text, '[');
     for (size_t i = 0; i < count; i++) {
         if (i)
             buf_char(&call->text, ',');
@@ -336,13 +338,59 @@ void api_room_remove_accounts(struct call *call)
     submit(call, OP_MEMBER_REMOVE, members_on_done);
 }
 
+/* A call that says how long is the same call when it is repeated later: the owner adds for_ms to the time of the first.
+ */
+static void mute_fields(struct call *call)
+{
+    struct fields *fields = &call->fields;
+    bool until = field_given(fields, "until"), for_ms = field_given(fields, "for_ms");
+
+    if (until == for_ms)
+        fields_refuse(fields, ERR_BAD_REQUEST, "until",
+            "give until, in ms since 1970 (0: may speak again), or for_ms, how long from now");
+    (void)field_integer(fields, "until", 0, TIME_MAX_MS, 0);
+    (void)field_integer(fields, "for_ms", 1, MUTE_MAX_MS, 1);
+}
+
+void api_room_mute(struct call *call)
+{
+    struct fields *fields = &call->fields;
+
+    op_fields(call);
+    mute_fields(call);
+    if (field_given(fields, "account_id") || field_given(fields, "account_ids"))
+        accounts_fields(call);
+    if (!call_checked(call))
+        return;
+    add_member_raw(call, "until");
+    add_member_raw(call, "for_ms");
+    submit(call, OP_ROOM_MUTE, members_on_done);
+}
+
+void api_room_set_role(struct call *call)
+{
+    static const char *const roles[] = {"member", "admin", NULL};
+    struct fields *fields = &call->fields;
+    int role;
+
+    op_fields(call);
+    accounts_fields(call);
+    if (!field_given(fields, "role"))
+        fields_refuse(fields, ERR_BAD_REQUEST, "role", "role is missing: member or admin");
+    role = field_word(fields, "role", roles, 0);
+    begin_arg(call, "role");
+    buf_printf(&call->text, "\"%s\"", roles[role]);
+    if (call_checked(call))
+        submit(call, OP_MEMBER_ROLE, members_on_done);
+}
+
 static void members_on_done(struct history_op *op, enum err err)
 {
     struct call *call = container_of(op, struct call, op);
     struct buf json = {0};
 
     if (err) {
-        op_fail(call, err);
+        api_op_fail(call, err);
         return;
     }
     buf_char(&json, '{');
@@ -374,6 +422,7 @@ void api_room_list_accounts(struct call *call)
     list->room_id = field_room_id(fields, "room_id", REQUIRED);
     list->after = field_after(fields);
     list->limit = (int)field_integer(fields, "limit", 1, ROOM_PAGE_MAX, LIST_LIMIT);
+    list->has_read = (uint64_t)field_integer(fields, "has_read", 1, INT64_MAX, 0);
     if (field_given(fields, "account_ids")) {
         list->account_ids = field_accounts(fields, "account_ids", REQUIRED, ROOM_PAGE_MAX, &list->account_count);
         if (list->after.n)

@@ -16,6 +16,7 @@
 #include "options.h"
 #include "room/base/clock.h"
 #include "room/base/log.h"
+#include "room/rules.h"
 #include "schema.h"
 #include "wiring.h"
 
@@ -23,6 +24,7 @@ extern char **environ;
 
 static enum exit_code serve(const struct config *config, const char *config_path);
 static enum exit_code check_config(const struct config *config);
+static bool may_serve(const struct config *config, struct buf *why);
 static enum exit_code bring_up_to_date(const struct config *config, bool new_generation);
 static void print_text(struct buf *text);
 static void complain(const char *format, ...) PRINTF_LIKE(1, 2);
@@ -87,7 +89,7 @@ static enum exit_code serve(const struct config *config, const char *config_path
     struct buf why = {0};
     enum log_level level;
 
-    if (!config_check_serve(config, &why)) {
+    if (!may_serve(config, &why)) {
         complain_lines(&why);
         return EXIT_WRONG_USE;
     }
@@ -204,11 +206,24 @@ static void on_schema(void *arg, enum schema_state state)
 
 /* ------------------------------------------------------------------------------------------------ other commands */
 
+/* What the table of settings cannot know of their values, too. */
+static bool may_serve(const struct config *config, struct buf *why)
+{
+    bool good = config_check_serve(config, why);
+    const char *wrong;
+    struct rules rules;
+
+    if (rules_read(&rules, config->role_rules, &wrong))
+        return good;
+    buf_printf(why, "role_rules: %s\n", wrong);
+    return false;
+}
+
 static enum exit_code check_config(const struct config *config)
 {
     struct buf text = {0};
 
-    if (!config_check_serve(config, &text)) {
+    if (!may_serve(config, &text)) {
         complain_lines(&text);
         return EXIT_WRONG_USE;
     }

@@ -71,6 +71,8 @@ def test_a_missing_configuration_file_is_named():
     ("listen_port = 65536", "listen_port"),
     ("log_level = loud", "log_level"),
     ("broker_urls = http://127.0.0.1", "broker_urls"),
+    ("role_rules = add=king", "role_rules"),
+    ("role_rules = dance=admin", "role_rules"),
 ])
 def test_a_bad_setting_is_named_and_nothing_starts(tmp_path, line, said):
     code, _, err = run("serve", "--config", config_file(tmp_path, GOOD + line + "\n"))

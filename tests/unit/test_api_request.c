@@ -213,6 +213,38 @@ static void a_word_is_one_of_those_named(void **state)
     assert_refused(&fields, ERR_BAD_REQUEST, "history");
 }
 
+static void a_part_of_a_field_is_named_by_a_path_that_stays(void **state)
+{
+    struct fields fields;
+    char path[] = "content.parts[2].type";
+
+    (void)state;
+    read_text(&fields, "{}");
+    fields_refuse_part(&fields, ERR_BAD_REQUEST, path, "100% wrong");
+    memset(path, 'x', sizeof path - 1);
+    assert_string_equal(fields.why, "100% wrong");
+    assert_refused(&fields, ERR_BAD_REQUEST, "content.parts[2].type");
+}
+
+static void a_message_id_is_26_characters_of_an_id(void **state)
+{
+    static const char *const bad[] = {
+        "5", "\"\"", "\"01KC46E0D7X8BQXSRB29FJP96\"", "\"01KC46E0D7X8BQXSRB29FJP96U\"", "null"};
+    struct fields fields;
+    char body[100];
+
+    (void)state;
+    read_text(&fields, "{\"message_id\":\"01KCHJS21883W55RJF4XQE69KR\"}");
+    assert_str(field_message_id(&fields, "message_id"), "01KCHJS21883W55RJF4XQE69KR");
+    fields_clear(&fields);
+    for (size_t i = 0; i < countof(bad); i++) {
+        snprintf(body, sizeof body, "{\"message_id\":%s}", bad[i]);
+        read_text(&fields, body);
+        (void)field_message_id(&fields, "message_id");
+        assert_refused(&fields, ERR_BAD_REQUEST, "message_id");
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +259,8 @@ int main(void)
         cmocka_unit_test(items_of_an_array_come_once_in_the_order_given),
         cmocka_unit_test(an_array_of_other_things_is_refused),
         cmocka_unit_test(a_word_is_one_of_those_named),
+        cmocka_unit_test(a_part_of_a_field_is_named_by_a_path_that_stays),
+        cmocka_unit_test(a_message_id_is_26_characters_of_an_id),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
