@@ -8,20 +8,29 @@
  *   --mode stream   at --rate N (open loop); opens a WebSocket for each ticket of the plan at --host and --port, and
  *                   measures from the time a message was meant to be sent to its frame at the client
  *   --seconds 5 --warmup 1 --window 500
+ *   --changes 0     of a hundred messages so many are edits, and every fifth of these a recall, of what was sent in the
+ *                   same room a moment ago (mode log)
  */
 #include "load_amqp.h"
 #include "load_stream.h"
+
+#include "room/base/clock.h"
+#include "room/name.h"
 
 #include <libpq-fe.h>
 #include <poll.h>
 
 enum { LAG_SAMPLES = 1000, LAG_EVERY_MS = 100 };
+enum { CHANGED_LATELY = 2000 }; /* a change is about one of so many last messages */
 
 struct road {
     struct publisher publisher;
     struct plan plan;
     struct body *bodies; /* one per room */
     size_t room_count, stream_count;
+    char run[32];
+    uint64_t changes; /* per hundred */
+    struct buf change;
     struct readers readers;
     struct reader *streams;
     uint64_t frames, frames_measured;
@@ -52,6 +61,7 @@ int main(int argc, char **argv)
     double cpu_s;
 
     road.plan = plan_read(option(argc, argv, "plan", ""));
+    road.changes = (uint64_t)option_number(argc, argv, "changes", 0);
     open_rooms(&road);
     if (streams)
         open_streams(&road, option(argc, argv, "host", "127.0.0.1"), (int)option_number(argc, argv, "port", 7400));
@@ -74,13 +84,11 @@ int main(int argc, char **argv)
 
 static void open_rooms(struct road *road)
 {
-    char run[32];
-
-    snprintf(run, sizeof run, "%" PRIx64, (uint64_t)now_ns());
+    snprintf(road->run, sizeof road->run, "%" PRIx64, (uint64_t)now_ns());
     for (size_t i = 0; i < road->plan.count; i++)
         for (char *rest = road->plan.lines[i].rooms, *room; (room = strtok_r(NULL, ",", &rest));) {
             road->bodies = xrealloc(road->bodies, (road->room_count + 1) * sizeof *road->bodies);
-            body_init(&road->bodies[road->room_count++], room, run);
+            body_init(&road->bodies[road->room_count++], room, road->run);
         }
 }
 
@@ -210,15 +218,58 @@ static void open_streams(struct road *road, const char *host, int port)
 /* ----------------------------------------------------------------------------------------------------------- the loop
  */
 
+/* A stride that is prime to the number of rooms: neighbours go to different shards. */
+static struct body *body_of(struct road *road, uint64_t number)
+{
+    return &road->bodies[number * 7919 % road->room_count];
+}
+
+static bool is_change(const struct road *road, uint64_t number)
+{
+    return number % 100 < road->changes && number > 200;
+}
+
+/* An edit of a message that was published lately, by its id; roomd's own instances write the same when they are called.
+ */
+static void publish_change(struct road *road, int64_t due)
+{
+    struct publisher *publisher = &road->publisher;
+    uint64_t number = publisher->sent, lately = number < CHANGED_LATELY ? number - 1 : CHANGED_LATELY;
+    uint64_t target = number - 1 - (number * 2654435761u >> 7) % lately;
+    char client_id[48], id[ULID_TEXT + 1] = "", op_id[ULID_TEXT + 1] = "";
+    struct body *body;
+
+    if (is_change(road, target)) /* the first of a hundred are changes: the one before them is none */
+        target -= target % 100 + 1;
+    body = body_of(road, target);
+    snprintf(client_id, sizeof client_id, "%s-%08" PRIx64, road->run, target);
+    ulid_write(id, message_id_of(str_of(body->key), STR("bench"), str_of(client_id)));
+    ulid_write(op_id, ulid_new(clock_unix_ms()));
+    buf_reset(&road->change);
+    buf_printf(&road->change,
+        "{\"v\":1,\"op\":\"message.%s\",\"op_id\":\"%s\",\"room_id\":\"%s\",\"by\":\"bench\",\"at\":%" PRIu64
+        ",\"target_id\":\"%s\"",
+        number % 5 ? "edit" : "recall", op_id, body->key, clock_unix_ms(), id);
+    if (number % 5)
+        buf_printf(&road->change, ",\"content\":\"edited: %.*s\"", TEXT_BYTES, body->json.p + body->text_at);
+    buf_char(&road->change, '}');
+    publisher->exchange = "roomd.op";
+    publisher_put(publisher, body->key, body->key_bytes, buf_str(&road->change), due);
+    publisher->exchange = "roomd.room";
+}
+
 static void publish(struct road *road, const struct pace *pace)
 {
     struct publisher *publisher = &road->publisher;
     int64_t now = now_ns(), due;
 
     while (publisher_may(publisher) && (due = pace_due(pace, publisher->sent, now)) <= now) {
-        /* A stride that is prime to the number of rooms: neighbours go to different shards. */
-        struct body *body = &road->bodies[publisher->sent * 7919 % road->room_count];
+        struct body *body = body_of(road, publisher->sent);
 
+        if (is_change(road, publisher->sent)) {
+            publish_change(road, due);
+            continue;
+        }
         publisher_put(publisher, body->key, body->key_bytes, body_with(body, due, (uint32_t)publisher->sent), due);
     }
 }

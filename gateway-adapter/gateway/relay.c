@@ -1,0 +1,785 @@
+#define _GNU_SOURCE /* memmem */
+#include "relay.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "room/base/log.h"
+#include "room/base/mem.h"
+
+#define HEAD_MAX_BYTES 16384
+#define ANSWER_MAX_BYTES (2u << 20) /* of a poll, or of a refusal */
+#define SCRATCH_BYTES 65536
+#define ADDRESS_MAX 256
+
+enum relay_state { RESOLVING, CONNECTING, ASKING, ANSWERING, TAKING_OVER, FLOWING, ENDED };
+
+/* The connection to an instance; outlives its relay until libuv has closed it. */
+struct hop {
+    uv_tcp_t tcp;
+    uv_connect_t connect;
+    uv_write_t ask;
+    struct buf request;
+    struct relay *relay; /* NULL: given up */
+};
+
+/* Bytes of the frontend on their way to the instance. */
+struct upload {
+    uv_write_t write;
+    struct hop *hop;
+    size_t n;
+    char bytes[];
+};
+
+/* What is needed until the connection flows; freed then. */
+struct order {
+    struct buf text; /* all texts, one behind the other */
+    struct str *urls;
+    size_t url_count, next;
+    struct str target, ticket, websocket_key, websocket_protocols, last_event_id, body;
+    uv_getaddrinfo_t resolve;
+    char host[ADDRESS_MAX], port[8];
+    struct buf head;    /* of the instance's answer, then its body */
+    size_t body_at;     /* where the body begins in it */
+    int64_t body_bytes; /* -1: to the end of the connection */
+    int status;
+    struct buf refusal; /* the last instance's, when all refuse */
+    int refusal_status;
+    uv_timer_t *timer;
+    bool resolving;
+    struct relay *relay; /* NULL: the relay is gone, only the look-up is still on its way */
+};
+
+struct relay {
+    struct list link;
+    struct relays *relays;
+    enum relay_state state;
+    enum relay_kind kind;
+    struct http_reply *reply; /* until answered */
+    struct order *order;      /* until FLOWING */
+    struct hop *hop;
+    struct wire *wire;
+    struct relay_scan scan;
+    struct buf down; /* given to the wire, until it is written */
+    struct buf own;  /* events of ours, which wait for the end of the instance's frame */
+    struct relay_upstream up;
+    size_t uploading;
+    bool judging;  /* the message at the front of `up` is being judged */
+    bool unjudged; /* what comes now is no WebSocket: the instance will say so */
+    bool in_go_on;
+    bool ending; /* the instance has closed: what is being written is the last */
+    void (*ended)(void *arg, void *owner);
+    void *owner;
+    size_t account_n;
+    char account[];
+};
+
+/* The way of a relay - the steps, in the order they run. */
+static void try_next(struct relay *relay);
+static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found);
+static void on_connected(uv_connect_t *connect, int status);
+static void on_answer(struct relay *relay, struct str bytes);
+static void on_head(struct relay *relay);
+static void take_over(struct relay *relay);
+static void on_taken(void *owner, struct wire *wire);
+static void pass_down(struct relay *relay, struct str bytes);
+static void write_down(struct relay *relay);
+static size_t pass_up(void *owner, const char *p, size_t n);
+static void relay_end(struct relay *relay);
+
+static struct str account_of(struct relay *relay)
+{
+    return (struct str){relay->account, relay->account_n};
+}
+
+void relays_open(struct relays *relays)
+{
+    list_init(&relays->all);
+    relays->scratch = xmalloc(SCRATCH_BYTES);
+}
+
+void relays_close(struct relays *relays)
+{
+    struct relay *relay;
+
+    list_for_each (relay, &relays->all, link)
+        relay_end(relay);
+    free(relays->scratch);
+    relays->scratch = NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------- the order */
+
+static struct str keep(struct buf *text, struct str given)
+{
+    struct str at = {text->p + text->n, given.n};
+
+    buf_add(text, given.p, given.n);
+    return at;
+}
+
+static struct order *order_copy(const struct relay_order *given)
+{
+    struct order *order = xcalloc(1, sizeof *order);
+    size_t bytes = 1 + given->target.n + given->ticket.n + given->websocket_key.n + given->websocket_protocols.n +
+                   given->last_event_id.n + given->body.n;
+
+    for (size_t i = 0; i < given->url_count; i++)
+        bytes += given->urls[i].n;
+    buf_reserve(&order->text, bytes); /* once: slices of it stay good */
+    order->urls = xcalloc(given->url_count + 1, sizeof *order->urls);
+    order->url_count = given->url_count;
+    for (size_t i = 0; i < given->url_count; i++)
+        order->urls[i] = keep(&order->text, given->urls[i]);
+    order->target = keep(&order->text, given->target);
+    order->ticket = keep(&order->text, given->ticket);
+    order->websocket_key = keep(&order->text, given->websocket_key);
+    order->websocket_protocols = keep(&order->text, given->websocket_protocols);
+    order->last_event_id = keep(&order->text, given->last_event_id);
+    order->body = keep(&order->text, given->body);
+    return order;
+}
+
+static void free_timer(uv_handle_t *handle)
+{
+    free(handle);
+}
+
+static void order_free(struct order *order)
+{
+    if (!order)
+        return;
+    if (order->timer) {
+        uv_timer_stop(order->timer);
+        uv_close((uv_handle_t *)order->timer, free_timer);
+        order->timer = NULL;
+    }
+    order->relay = NULL;
+    if (order->resolving) /* freed when the look-up is over */
+        return;
+    buf_clear(&order->text);
+    buf_clear(&order->head);
+    buf_clear(&order->refusal);
+    free(order->urls);
+    free(order);
+}
+
+void relay_start(struct relays *relays, struct http_reply *reply, const struct relay_order *given)
+{
+    struct relay *relay = xcalloc(1, sizeof *relay + given->account.n);
+
+    relay->relays = relays;
+    relay->kind = given->kind;
+    relay->reply = reply;
+    relay->ended = given->ended;
+    relay->owner = given->owner;
+    relay->scan.websocket = given->kind == RELAY_WEBSOCKET;
+    relay->account_n = given->account.n;
+    memcpy(relay->account, given->account.p, given->account.n);
+    relay->order = order_copy(given);
+    relay->order->relay = relay;
+    relay->order->timer = xcalloc(1, sizeof *relay->order->timer);
+    relay->order->timer->data = relay;
+    uv_timer_init(relays->loop, relay->order->timer);
+    list_push_back(&relays->all, &relay->link);
+    relays->count++;
+    try_next(relay);
+}
+
+/* ----------------------------------------------------------------------------------------------------- connecting */
+
+static void hop_freed(uv_handle_t *handle)
+{
+    struct hop *hop = container_of((uv_tcp_t *)handle, struct hop, tcp);
+
+    buf_clear(&hop->request);
+    free(hop);
+}
+
+static void hop_drop(struct relay *relay)
+{
+    struct hop *hop = relay->hop;
+
+    if (!hop)
+        return;
+    relay->hop = NULL;
+    hop->relay = NULL;
+    uv_close((uv_handle_t *)&hop->tcp, hop_freed);
+}
+
+static void fail(struct relay *relay, const char *what, const char *detail)
+{
+    struct order *order = relay->order;
+
+    log_info("relay.endpoint_failed", "endpoint=%s what=%s detail=%s",
+        order->next ? log_quote(order->urls[order->next - 1]) : "", what, log_quote(str_of(detail)));
+    relay->relays->next_endpoint_total++;
+    http_reply_on_gone(relay->reply, NULL, NULL);
+    try_next(relay);
+}
+
+static void on_slow(uv_timer_t *timer)
+{
+    struct relay *relay = timer->data;
+
+    if (relay->state == ANSWERING) {
+        http_reply_on_gone(relay->reply, NULL, NULL);
+        http_reply_error(relay->reply, ERR_TIMEOUT, NULL, "the instance does not go on; try again");
+        relay->reply = NULL;
+        relay_end(relay);
+    } else {
+        fail(relay, "timeout", "");
+    }
+}
+
+/* http://host:port, [IPv6] too */
+static bool read_url(struct order *order, struct str url)
+{
+    static const char scheme[] = "http://";
+    const char *at = url.p + sizeof scheme - 1, *end = url.p + url.n, *colon = NULL;
+    size_t host_n, port_n;
+
+    if (url.n <= sizeof scheme || strncasecmp(url.p, scheme, sizeof scheme - 1) != 0)
+        return false;
+    while (end > at && end[-1] == '/')
+        end--;
+    for (const char *p = at; p < end; p++)
+        if (*p == ':' && (p == at || at[0] != '[' || p[-1] == ']'))
+            colon = p;
+    if (!colon)
+        return false;
+    host_n = (size_t)(colon - at);
+    port_n = (size_t)(end - colon - 1);
+    if (host_n >= 2 && at[0] == '[') {
+        at++;
+        host_n -= 2;
+    }
+    if (!host_n || host_n >= sizeof order->host || !port_n || port_n >= sizeof order->port)
+        return false;
+    memcpy(order->host, at, host_n);
+    order->host[host_n] = '\0';
+    memcpy(order->port, colon + 1, port_n);
+    order->port[port_n] = '\0';
+    return true;
+}
+
+static void answer_failure(struct relay *relay)
+{
+    struct order *order = relay->order;
+
+    relay->relays->failed_total++;
+    if (order->refusal_status)
+        http_reply_json(relay->reply, order->refusal_status, buf_str(&order->refusal));
+    else
+        http_reply_error(relay->reply, ERR_UNAVAILABLE, NULL, "no instance could be reached; try again");
+    relay->reply = NULL;
+    relay_end(relay);
+}
+
+static void try_next(struct relay *relay)
+{
+    struct order *order = relay->order;
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+
+    hop_drop(relay);
+    buf_reset(&order->head);
+    order->body_at = 0;
+    relay->state = RESOLVING;
+    while (order->next < order->url_count && !read_url(order, order->urls[order->next])) {
+        log_warn("relay.endpoint_unusable", "endpoint=%s hint=\"http://host:port is wanted\"",
+            log_quote(order->urls[order->next]));
+        order->next++;
+    }
+    if (order->next == order->url_count || order->resolving) {
+        answer_failure(relay);
+        return;
+    }
+    order->next++;
+    uv_timer_start(order->timer, on_slow, (uint64_t)relay->relays->connect_timeout_ms, 0);
+    order->resolve.data = order;
+    if (uv_getaddrinfo(relay->relays->loop, &order->resolve, on_resolved, order->host, order->port, &hints) == 0)
+        order->resolving = true;
+    else
+        fail(relay, "resolve", "cannot be started");
+}
+
+static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found)
+{
+    struct order *order = resolve->data;
+    struct relay *relay = order->relay;
+    struct hop *hop;
+    int error;
+
+    order->resolving = false;
+    if (!relay) {
+        order_free(order);
+    } else if (status) {
+        fail(relay, "resolve", uv_strerror(status));
+    } else {
+        relay->state = CONNECTING;
+        relay->hop = hop = xcalloc(1, sizeof *hop);
+        hop->relay = relay;
+        hop->tcp.data = hop->connect.data = hop;
+        uv_tcp_init(relay->relays->loop, &hop->tcp);
+        uv_tcp_nodelay(&hop->tcp, 1);
+        error = uv_tcp_connect(&hop->connect, &hop->tcp, found->ai_addr, on_connected);
+        if (error)
+            fail(relay, "connect", uv_strerror(error));
+    }
+    uv_freeaddrinfo(found);
+}
+
+static void write_request(struct relay *relay, struct buf *out)
+{
+    const struct order *order = relay->order;
+
+    buf_printf(out, "%s %.*s HTTP/1.1\r\nHost: %s:%s\r\nAuthorization: Bearer %.*s\r\n", order->body.n ? "POST" : "GET",
+        STR_ARG(order->target), order->host, order->port, STR_ARG(order->ticket));
+    if (relay->kind == RELAY_WEBSOCKET) {
+        buf_printf(out,
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %.*s\r\n",
+            STR_ARG(order->websocket_key));
+        if (order->websocket_protocols.n)
+            buf_printf(out, "Sec-WebSocket-Protocol: %.*s\r\n", STR_ARG(order->websocket_protocols));
+    } else {
+        buf_text(out, "Connection: close\r\n");
+    }
+    if (order->last_event_id.n)
+        buf_printf(out, "Last-Event-ID: %.*s\r\n", STR_ARG(order->last_event_id));
+    if (order->body.n)
+        buf_printf(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", order->body.n);
+    buf_text(out, "\r\n");
+    buf_add_str(out, order->body);
+}
+
+static void give_scratch(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+    const struct hop *hop = handle->data;
+
+    (void)suggested;
+    *buf = uv_buf_init(hop->relay ? hop->relay->relays->scratch : NULL, hop->relay ? SCRATCH_BYTES : 0);
+}
+
+static void hop_ended(struct relay *relay, const char *why)
+{
+    if (relay->state == FLOWING || relay->state == TAKING_OVER) {
+        relay->ending = true;
+        if (relay->wire && !wire_writing(relay->wire))
+            wire_close(relay->wire);
+    } else if (relay->state == ANSWERING && relay->order->body_bytes < 0) {
+        relay->order->body_bytes = (int64_t)(relay->order->head.n - relay->order->body_at);
+        on_answer(relay, STR(""));
+    } else {
+        fail(relay, "closed", why);
+    }
+}
+
+static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+    struct hop *hop = stream->data;
+    struct relay *relay = hop->relay;
+
+    if (!relay || n == 0)
+        return;
+    if (n < 0) {
+        uv_read_stop(stream);
+        hop_ended(relay, uv_strerror((int)n));
+        return;
+    }
+    relay->relays->bytes_down_total += (uint64_t)n;
+    if (relay->state == FLOWING)
+        pass_down(relay, (struct str){buf->base, (size_t)n});
+    else
+        on_answer(relay, (struct str){buf->base, (size_t)n});
+}
+
+static void on_asked(uv_write_t *write, int status)
+{
+    (void)write; /* a failure shows in reading, too */
+    (void)status;
+}
+
+static void on_connected(uv_connect_t *connect, int status)
+{
+    struct hop *hop = connect->data;
+    struct relay *relay = hop->relay;
+    uv_buf_t buf;
+
+    if (!relay)
+        return;
+    if (status) {
+        fail(relay, "connect", uv_strerror(status));
+        return;
+    }
+    relay->state = ASKING;
+    write_request(relay, &hop->request);
+    buf = uv_buf_init(hop->request.p, (unsigned)hop->request.n);
+    uv_write(&hop->ask, (uv_stream_t *)&hop->tcp, &buf, 1, on_asked);
+    uv_read_start((uv_stream_t *)&hop->tcp, give_scratch, on_read);
+}
+
+/* ------------------------------------------------------------------------------------------------------ the answer */
+
+static void on_answer(struct relay *relay, struct str bytes)
+{
+    struct order *order = relay->order;
+    size_t from = order->head.n < 3 ? 0 : order->head.n - 3;
+    const char *end;
+
+    buf_add_str(&order->head, bytes);
+    if (relay->state == ASKING) {
+        end = order->head.n ? memmem(order->head.p + from, order->head.n - from, "\r\n\r\n", 4) : NULL;
+        if (!end && order->head.n > HEAD_MAX_BYTES) {
+            fail(relay, "answer", "its head is too large");
+            return;
+        }
+        if (!end)
+            return;
+        order->body_at = (size_t)(end - order->head.p) + 4;
+        on_head(relay);
+        return;
+    }
+    if (order->head.n - order->body_at > ANSWER_MAX_BYTES) {
+        fail(relay, "answer", "it is too large");
+        return;
+    }
+    if (order->body_bytes < 0 || order->head.n - order->body_at < (size_t)order->body_bytes)
+        return;
+    if (order->status == 503 || order->status == 429) { /* it says so itself: perhaps another one can */
+        buf_reset(&order->refusal);
+        buf_add(&order->refusal, order->head.p + order->body_at, (size_t)order->body_bytes);
+        order->refusal_status = order->status;
+        fail(relay, "refused", "unavailable");
+        return;
+    }
+    http_reply_on_gone(relay->reply, NULL, NULL);
+    http_reply_json(
+        relay->reply, order->status, (struct str){order->head.p + order->body_at, (size_t)order->body_bytes});
+    relay->reply = NULL;
+    relay->relays->opened_total += relay->kind == RELAY_POLL && order->status == 200;
+    relay_end(relay);
+}
+
+/* A header of the answer; empty: it has none. */
+static struct str answer_header(const struct order *order, const char *name)
+{
+    size_t name_n = strlen(name);
+    const char *at = memchr(order->head.p, '\n', order->body_at), *end;
+
+    for (; at && (end = memchr(at + 1, '\n', order->body_at - (size_t)(at + 1 - order->head.p))); at = end) {
+        const char *line = at + 1, *value = line + name_n + 1, *stop = end;
+
+        if ((size_t)(end - line) <= name_n || line[name_n] != ':' || strncasecmp(line, name, name_n) != 0)
+            continue;
+        while (value < stop && (*value == ' ' || *value == '\t'))
+            value++;
+        while (stop > value && (stop[-1] == '\r' || stop[-1] == ' '))
+            stop--;
+        return (struct str){value, (size_t)(stop - value)};
+    }
+    return STR("");
+}
+
+static void on_frontend_gone(void *arg)
+{
+    struct relay *relay = arg;
+
+    http_reply_error(relay->reply, ERR_CLOSED, NULL, NULL); /* goes nowhere, but is owed */
+    relay->reply = NULL;
+    relay_end(relay);
+}
+
+static void on_head(struct relay *relay)
+{
+    struct order *order = relay->order;
+    struct str length = answer_header(order, "content-length");
+    char status[4] = {0};
+
+    if (order->body_at < 16 || memcmp(order->head.p, "HTTP/1.1 ", 9) != 0) {
+        fail(relay, "answer", "not HTTP/1.1");
+        return;
+    }
+    memcpy(status, order->head.p + 9, 3);
+    order->status = atoi(status);
+    if (order->status == (relay->kind == RELAY_WEBSOCKET ? 101 : 200) && relay->kind != RELAY_POLL) {
+        take_over(relay);
+        return;
+    }
+    relay->state = ANSWERING;
+    order->body_bytes = -1;
+    if (length.n && length.n < 12)
+        order->body_bytes = strtol(length.p, NULL, 10); /* a carriage return follows */
+    uv_timer_start(order->timer, on_slow, (uint64_t)relay->relays->hold_max_ms, 0);
+    http_reply_on_gone(relay->reply, on_frontend_gone, relay);
+    on_answer(relay, STR(""));
+}
+
+/* ------------------------------------------------------------------------------------------------------- it flows */
+
+static void on_written(void *owner)
+{
+    struct relay *relay = owner;
+
+    buf_clear(&relay->down);
+    if (relay->ending)
+        wire_close(relay->wire);
+    else if (relay->own.n && !relay->scan.passing && !relay->scan.held.n)
+        write_down(relay);
+    else if (relay->hop)
+        uv_read_start((uv_stream_t *)&relay->hop->tcp, give_scratch, on_read);
+}
+
+static void on_wire_closed(void *owner)
+{
+    struct relay *relay = owner;
+
+    relay->wire = NULL;
+    relay_end(relay);
+}
+
+static const struct wire_events wire_events = {.read = pass_up, .written = on_written, .closed = on_wire_closed};
+
+static char *copy_header(const struct order *order, const char *name)
+{
+    struct str value = answer_header(order, name);
+
+    return value.n ? xstrndup(value.p, value.n) : NULL;
+}
+
+static void take_over(struct relay *relay)
+{
+    struct order *order = relay->order;
+    struct http_reply *reply = relay->reply;
+    char *accept = copy_header(order, "sec-websocket-accept"), *protocol = copy_header(order, "sec-websocket-protocol");
+    const char *socket[] = {
+        "upgrade", "websocket", "sec-websocket-accept", accept ? accept : "", "sec-websocket-protocol", protocol, NULL};
+    const char *sse[] = {"content-type", "text/event-stream", "cache-control", "no-store", "x-accel-buffering", "no",
+        "x-content-type-options", "nosniff", NULL};
+    struct buf first = {0};
+    struct str rest = {order->head.p + order->body_at, order->head.n - order->body_at};
+
+    uv_read_stop((uv_stream_t *)&relay->hop->tcp);
+    uv_timer_stop(order->timer);
+    if (!protocol)
+        socket[4] = NULL;
+    if (!relay_scan(&relay->scan, relay->relays, account_of(relay), rest, &first)) {
+        fail(relay, "answer", "not a stream of events");
+    } else {
+        relay->state = TAKING_OVER;
+        relay->reply = NULL;
+        relay->relays->opened_total++;
+        http_reply_take_over(reply, order->status, relay->kind == RELAY_WEBSOCKET ? socket : sse, buf_str(&first),
+            &wire_events, relay, on_taken);
+    }
+    buf_clear(&first);
+    free(accept);
+    free(protocol);
+}
+
+static void on_taken(void *owner, struct wire *wire)
+{
+    struct relay *relay = owner;
+
+    order_free(relay->order);
+    relay->order = NULL;
+    relay->wire = wire;
+    if (!wire) {
+        relay_end(relay);
+        return;
+    }
+    relay->state = FLOWING;
+    if (relay->ending || !relay->hop)
+        wire_close(wire);
+    else
+        uv_read_start((uv_stream_t *)&relay->hop->tcp, give_scratch, on_read);
+}
+
+/* Nothing is read from the instance until the frontend has taken this. */
+static void write_down(struct relay *relay)
+{
+    uv_buf_t buf;
+
+    if (relay->own.n && !relay->scan.passing && !relay->scan.held.n) {
+        buf_add(&relay->down, relay->own.p, relay->own.n);
+        buf_clear(&relay->own);
+    }
+    if (!relay->down.n)
+        return;
+    if (relay->hop)
+        uv_read_stop((uv_stream_t *)&relay->hop->tcp);
+    buf = uv_buf_init(relay->down.p, (unsigned)relay->down.n);
+    wire_write(relay->wire, &buf, 1);
+}
+
+static void pass_down(struct relay *relay, struct str bytes)
+{
+    assert(!relay->down.n);
+    if (!relay_scan(&relay->scan, relay->relays, account_of(relay), bytes, &relay->down)) {
+        log_warn("relay.nonsense", "kind=%d", (int)relay->kind);
+        wire_close(relay->wire);
+        return;
+    }
+    write_down(relay);
+}
+
+static void on_uploaded(uv_write_t *write, int status)
+{
+    struct upload *upload = container_of(write, struct upload, write);
+
+    (void)status; /* a failure shows in reading, too */
+    if (upload->hop->relay)
+        upload->hop->relay->uploading -= upload->n;
+    free(upload);
+}
+
+/* To the instance, as far as it takes it; the rest is held, up to a bound. */
+static void upload(struct relay *relay, const char *p, size_t n)
+{
+    uv_buf_t buf = uv_buf_init((char *)(uintptr_t)p, (unsigned)n);
+    struct upload *upload;
+    int sent = 0;
+
+    relay->relays->bytes_up_total += n;
+    if (!relay->uploading)
+        sent = uv_try_write((uv_stream_t *)&relay->hop->tcp, &buf, 1);
+    if (sent < 0)
+        sent = 0;
+    if ((size_t)sent == n)
+        return;
+    if (relay->uploading + n > relay->relays->pending_max_bytes) {
+        wire_close(relay->wire);
+        return;
+    }
+    upload = xmalloc(sizeof *upload + n - (size_t)sent);
+    upload->hop = relay->hop;
+    upload->n = n - (size_t)sent;
+    memcpy(upload->bytes, p + sent, upload->n);
+    relay->uploading += upload->n;
+    buf = uv_buf_init(upload->bytes, (unsigned)upload->n);
+    if (uv_write(&upload->write, (uv_stream_t *)&relay->hop->tcp, &buf, 1, on_uploaded)) {
+        relay->uploading -= upload->n;
+        free(upload);
+        wire_close(relay->wire);
+    }
+}
+
+/* Works through what the client has sent until it is at its end, or at a message that is being judged. */
+static void go_on_up(struct relay *relay)
+{
+    struct relay_upstream *up = &relay->up;
+    size_t n;
+
+    while (relay->state == FLOWING && relay->hop && !relay->ending && !relay->judging) {
+        enum relay_step step = relay_upstream_step(up, &n);
+
+        if (step == RELAY_MORE)
+            break;
+        if (step == RELAY_NONSENSE) { /* the instance knows what to say to it, with the right close code */
+            relay->unjudged = true;
+            upload(relay, up->held.p, up->held.n);
+            relay_upstream_clear(up);
+            return;
+        }
+        if (step == RELAY_PASS) {
+            upload(relay, up->held.p, n);
+            buf_consume(&up->held, n);
+            continue;
+        }
+        relay->judging = true;
+        relay->relays->judge(relay->relays->arg, relay, account_of(relay), buf_str(&up->text));
+    }
+    if (!up->held.n)
+        relay_upstream_clear(up); /* an idle relay holds nothing */
+    else if (up->held.n > relay->relays->pending_max_bytes && relay->wire)
+        wire_close(relay->wire);
+}
+
+/* An event of ours between the instance's: only between two of its frames. */
+static void say(struct relay *relay, struct str event)
+{
+    relay_put_frame(&relay->own, event);
+    if (!wire_writing(relay->wire) && !relay->scan.passing)
+        write_down(relay);
+}
+
+void relay_judged(struct relay *relay, bool allowed, struct str refusal)
+{
+    struct relay_upstream *up = &relay->up;
+
+    assert(relay->judging);
+    relay->judging = false;
+    if (relay->state != FLOWING || !relay->wire || !relay->hop || relay->ending) {
+        if (relay->state == ENDED)
+            relay_end(relay); /* it waited for this answer only */
+        return;
+    }
+    if (allowed)
+        upload(relay, up->held.p, up->message_bytes);
+    else
+        say(relay, refusal);
+    buf_consume(&up->held, up->message_bytes);
+    buf_reset(&up->text);
+    up->message_bytes = 0;
+    if (!relay->in_go_on) {
+        relay->in_go_on = true;
+        go_on_up(relay);
+        relay->in_go_on = false;
+    }
+}
+
+static size_t pass_up(void *owner, const char *p, size_t n)
+{
+    struct relay *relay = owner;
+
+    if (relay->kind != RELAY_WEBSOCKET || !relay->hop || relay->ending)
+        return n; /* nothing is expected from a reader of SSE */
+    if (!relay->relays->judge || relay->unjudged) {
+        upload(relay, p, n);
+        return n;
+    }
+    buf_add(&relay->up.held, p, n);
+    if (!relay->in_go_on) {
+        relay->in_go_on = true;
+        go_on_up(relay);
+        relay->in_go_on = false;
+    }
+    return n;
+}
+
+/* --------------------------------------------------------------------------------------------------------- the end */
+
+/* The one way out; a wire that is still there comes back here when it is closed. */
+static void relay_end(struct relay *relay)
+{
+    hop_drop(relay);
+    if (relay->state == TAKING_OVER && relay->order) { /* on_taken comes in any case */
+        relay->ending = true;
+        return;
+    }
+    relay->state = ENDED;
+    if (relay->wire) {
+        relay->ending = true;
+        wire_close(relay->wire);
+        return;
+    }
+    if (relay->judging) /* relay_judged frees it */
+        return;
+    if (relay->reply) {
+        http_reply_on_gone(relay->reply, NULL, NULL);
+        http_reply_error(relay->reply, ERR_UNAVAILABLE, NULL, "the gateway is stopping; try again");
+    }
+    order_free(relay->order);
+    relay_scan_clear(&relay->scan);
+    relay_upstream_clear(&relay->up);
+    buf_clear(&relay->down);
+    buf_clear(&relay->own);
+    list_remove(&relay->link);
+    relay->relays->count--;
+    if (relay->ended)
+        relay->ended(relay->relays->arg, relay->owner);
+    free(relay);
+}
