@@ -40,7 +40,7 @@ struct service_keys *service_keys_read(const char *text)
     struct service_keys *keys = xcalloc(1, sizeof *keys);
     struct str rest = str_of(text), item;
 
-    while (config_list_next(&rest, &item)) {
+    while (settings_list_next(&rest, &item)) {
         const char *colon = memchr(item.p, ':', item.n);
         size_t n = colon ? (size_t)(colon - item.p) : item.n;
         struct service_key *key;

@@ -120,7 +120,7 @@ static void every_default_is_within_its_bounds(void **state)
 #define CONFIG_INT CONFIG_NUMBER
 #define CONFIG_MS CONFIG_NUMBER
 #define CONFIG_BYTES CONFIG_NUMBER
-#define CONFIG_KEY(name, type, fallback, least, most, help) type(name, least, most)
+#define CONFIG_KEY(name, type, fallback, least, most, help) CONFIG_##type(name, least, most)
 #include "room/base/config_keys.h"
 #undef CONFIG_KEY
 }
@@ -396,12 +396,12 @@ static void a_list_is_taken_apart_at_commas(void **state)
     struct str list = STR(" a, b c ,,d,"), item;
 
     (void)state;
-    assert_true(config_list_next(&list, &item) && str_is(item, "a"));
-    assert_true(config_list_next(&list, &item) && str_is(item, "b c"));
-    assert_true(config_list_next(&list, &item) && str_is(item, "d"));
-    assert_false(config_list_next(&list, &item));
+    assert_true(settings_list_next(&list, &item) && str_is(item, "a"));
+    assert_true(settings_list_next(&list, &item) && str_is(item, "b c"));
+    assert_true(settings_list_next(&list, &item) && str_is(item, "d"));
+    assert_false(settings_list_next(&list, &item));
     list = STR(" , ");
-    assert_false(config_list_next(&list, &item));
+    assert_false(settings_list_next(&list, &item));
 }
 
 #define story_test(name) cmocka_unit_test_setup_teardown(name, begin, end)
