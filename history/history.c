@@ -39,6 +39,7 @@ enum err history_start(struct history **out, uv_loop_t *loop, const struct confi
     history->outbox = outbox_open(history);
     history->calls = calls_open(history);
     history->topology = topology_open(history);
+    history->feed = feed_open(history);
     history->reader = reader_open(history);
     history->marks = marks_open(history);
     uv_check_init(loop, &history->check);
@@ -132,6 +133,7 @@ void history_publish_link(struct history *history, bool up)
 {
     log_info("link.publish", "up=%s", up ? "true" : "false");
     if (up) {
+        feed_link_up(history->feed);
         topology_link_up(history->topology);
         outbox_kick(history->outbox);
     }
@@ -156,6 +158,7 @@ void history_topology_changed(struct history *history)
     struct shard *shard;
 
     say_able(history);
+    feed_declared(history->feed);
     list_for_each (shard, &history->shards, link)
         shard_look(shard);
 }
@@ -208,6 +211,7 @@ static void history_turn(struct history *history)
     facts_turn(history->facts);
     writer_turn(history->writer);
     reader_turn(history->reader);
+    feed_turn(history->feed);
     inbox_back_pressure(history);
 }
 
@@ -376,6 +380,7 @@ void history_stop(struct history *history)
     writer_close(history->writer);
     facts_close(history->facts);
     topology_close(history->topology);
+    feed_close(history->feed);
     uv_close((uv_handle_t *)&history->check, on_closed);
     uv_close((uv_handle_t *)&history->prepare, on_closed);
     uv_close((uv_handle_t *)&history->look_timer, on_closed);
@@ -500,6 +505,7 @@ void history_metrics(const struct history *history, struct buf *out)
     writer_metrics(history->writer, out);
     outbox_metrics(history->outbox, out);
     calls_metrics(history->calls, out);
+    feed_metrics(history->feed, out);
     reader_metrics(history->reader, out);
     marks_metrics(history->marks, out);
 }

@@ -8,6 +8,7 @@
  *   writer.c   rows of all shards into few commits
  *   outbox.c   dead letters to the broker
  *   topology.c exchanges, queues, bindings
+ *   feed.c     what is not kept, between instances
  *   op.c       callers: publish, confirm, wait for the owner's answer
  *   mark.c     read cursors
  *   reader.c, access.c, page.c, unread.c, hide.c   pages of committed entries, facts for callers   (struct reader)
@@ -18,6 +19,7 @@
 #ifndef ROOMD_HISTORY_INTERNAL_H
 #define ROOMD_HISTORY_INTERNAL_H
 
+#include "feed.h"
 #include "history.h"
 #include "room/base/map.h"
 #include "sequencer.h"
@@ -58,6 +60,7 @@ struct history {
     struct calls *calls;
     struct topology *topology;
     struct marks *marks;
+    struct feed *feed;
 
     uv_check_t check;
     uv_prepare_t prepare;

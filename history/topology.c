@@ -104,7 +104,10 @@ static void declare_shard(struct topology *topology, const char *shard)
 
 static void declare(struct topology *topology)
 {
-    static const char *const exchanges[] = {"roomd.room", "roomd.op", "roomd.dead"};
+    static const struct {
+        const char *name;
+        bool durable;
+    } exchanges[] = {{"roomd.room", true}, {"roomd.op", true}, {"roomd.dead", true}, {FEED_EXCHANGE, false}};
     struct amqp_queue_options dead = {.quorum = true, .durable = true};
     struct history *history = topology->history;
     const struct cluster_shard *shards;
@@ -124,8 +127,8 @@ static void declare(struct topology *topology)
     topology->made = xrealloc(topology->made, (countof(exchanges) + 2 + 3 * count) * sizeof *topology->made);
     topology->made_count = 0;
     for (size_t i = 0; i < countof(exchanges); i++)
-        amqp_declare_exchange(
-            history->publish, exchanges[i], "direct", true, on_step, step(topology, "exchange", exchanges[i]));
+        amqp_declare_exchange(history->publish, exchanges[i].name, "direct", exchanges[i].durable, on_step,
+            step(topology, "exchange", exchanges[i].name));
     amqp_declare_queue(history->publish, "roomd.dead", &dead, on_step, step(topology, "queue", "roomd.dead"));
     amqp_bind_queue(
         history->publish, "roomd.dead", "roomd.dead", "dead", on_step, step(topology, "binding", "roomd.dead"));

@@ -106,6 +106,7 @@ struct view {
     uint32_t unproven; /* subs whose cursor is above what was seen */
     bool known;        /* the head is known: something answered */
     bool signalling;   /* more streams than signal_above_streams */
+    bool followed;     /* counted as a view of its shard */
     uint8_t room_id_n;
     char room_id_text[];
 };
@@ -393,6 +394,14 @@ size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *r
 bool ticket_for_stream(
     struct proxy *proxy, const struct stream *stream, char text[ROOMD_TICKET_MAX_BYTES + 1], size_t *len);
 
+/* -------------------------------------------------------------- following */
+
+void follow_open(struct proxy *proxy);
+void follow_close(struct proxy *proxy);
+void follow_view(struct view *view);  /* its room exists: what is told about the shard is wanted here */
+void follow_leave(struct view *view); /* the view goes */
+void follow_sweep(struct proxy *proxy, uint32_t now);
+
 /* ----------------------------------------------------------------- typing */
 
 void typing_open(struct proxy *proxy);
@@ -421,6 +430,8 @@ struct proxy {
     struct list batches;             /* queries on their way */
     struct list rechecks;            /* is an account still a member? */
     struct list pulls;               /* PullByActiveConnection under way */
+    struct map followed;
+    struct list followed_idle;
     struct map typings;
     struct list typings_by_age;
     struct map reads;
@@ -431,7 +442,7 @@ struct proxy {
     uint32_t reads_in_flight;
     uv_prepare_t prepare;
     uv_check_t check;
-    uv_timer_t wheel, mark_timer, drain_timer;
+    uv_timer_t wheel, mark_timer, drain_timer, follow_timer;
     int handles_open;
     struct list *slots;
     uint32_t slot_count, slot_at, slot_fill, tick_ms;

@@ -29,6 +29,7 @@ static void lists_init(struct proxy *proxy)
     map_init(&proxy->views);
     map_init(&proxy->audiences);
     map_init(&proxy->reads);
+    follow_open(proxy);
     typing_open(proxy);
 }
 
@@ -39,9 +40,10 @@ static void handles_open(struct proxy *proxy)
     uv_timer_init(proxy->loop, &proxy->wheel);
     uv_timer_init(proxy->loop, &proxy->mark_timer);
     uv_timer_init(proxy->loop, &proxy->drain_timer);
+    uv_timer_init(proxy->loop, &proxy->follow_timer);
     proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data =
-        proxy;
-    proxy->handles_open = 5;
+        proxy->follow_timer.data = proxy;
+    proxy->handles_open = 6;
     /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the
      * loop sleeps. */
     uv_prepare_start(&proxy->prepare, on_prepare);
@@ -85,7 +87,8 @@ void proxy_set_advertise_url(struct proxy *proxy, const char *url)
 void proxy_stop(struct proxy *proxy)
 {
     uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check,
-        (uv_handle_t *)&proxy->wheel, (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer};
+        (uv_handle_t *)&proxy->wheel, (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer,
+        (uv_handle_t *)&proxy->follow_timer};
     struct stream *stream;
 
     proxy->stopping = proxy->draining = true;
@@ -127,6 +130,7 @@ static void proxy_free_when_empty(struct proxy *proxy)
     map_clear(&proxy->views);
     map_clear(&proxy->audiences);
     map_clear(&proxy->reads);
+    follow_close(proxy);
     typing_close(proxy);
     free(proxy->slots);
     buf_clear(&proxy->scratch);

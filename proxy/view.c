@@ -92,6 +92,7 @@ static void view_free(struct view *view)
     struct view_check *check = view->check;
 
     pieces_clear(view->proxy);
+    follow_leave(view);
     map_remove(&view->proxy->views, &view->link);
     list_remove(&view->dirty_link);
     list_remove(&view->mark_link);
@@ -333,6 +334,7 @@ void view_learn_room(struct view *view, const struct history_access *access)
     hear_epoch(view, access->head.epoch);
     if (!view->known) {
         view->known = true;
+        follow_view(view);
         view->mark_seq = access->head.seq; /* hello says it */
         if (run_count(view) == 0 && access->head.seq > view->run_top)
             run_restart(view, access->head.seq);

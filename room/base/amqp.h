@@ -103,8 +103,9 @@ struct amqp_publish {
     enum err err;
 };
 void amqp_publish(struct amqp_link *link, struct amqp_publish *publish, const struct amqp_message *message);
-/* The same without waiting for anything: no confirm asked, dropped when the link is away. */
-void amqp_publish_unconfirmed(struct amqp_link *link, const struct amqp_message *message);
+/* The same without waiting for anything: no confirm asked. false: dropped, because the link is away or blocked, because
+ * more than unsent_max_bytes wait for the socket already, or for a name or property that is too long. */
+bool amqp_publish_unconfirmed(struct amqp_link *link, const struct amqp_message *message, size_t unsent_max_bytes);
 
 /* --- consuming --- */
 struct amqp_delivery {

@@ -98,23 +98,22 @@ void amqp_publish(struct amqp_link *link, struct amqp_publish *publish, const st
         publisher_send_all(link);
 }
 
-void amqp_publish_unconfirmed(struct amqp_link *link, const struct amqp_message *message)
+bool amqp_publish_unconfirmed(struct amqp_link *link, const struct amqp_message *message, size_t unsent_max_bytes)
 {
     struct buf *out;
 
-    if (!link_is_up(link) || link->blocked)
-        return;
-    if (amqp_conn_unsent(link->conn) + message->body.n > (uint64_t)link->settings.max_pending_bytes)
-        return;
+    if (!link_is_up(link) || link->blocked || amqp_conn_unsent(link->conn) > unsent_max_bytes)
+        return false;
     out = link_out(link);
     if (!link->unconfirmed_open)
         amqp_add_channel_open(link, CHANNEL_UNCONFIRMED);
     link->unconfirmed_open = true;
     if (codec_add_publish(out, CHANNEL_UNCONFIRMED, message, NULL))
-        return;
+        return false;
     codec_add_body(out, CHANNEL_UNCONFIRMED, link->frame_max, message->body);
     link->counters.published_total++;
     amqp_link_kick(link);
+    return true;
 }
 
 static void outgoing_send(struct amqp_link *link, struct amqp_publish *publish)

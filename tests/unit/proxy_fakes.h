@@ -62,7 +62,7 @@ static struct {
     int room_count;
     struct list accesses, validities, ranges, wires;
     struct list queries; /* struct fake_query */
-    bool database_away;
+    bool database_away, followed;
     int ranges_read, accesses_asked, validities_asked, queries_asked;
     struct roomd_ticket_keys keys;
     uint64_t now_ms;
@@ -141,6 +141,14 @@ void history_read_range(struct history *history, struct history_range *range)
 void history_range_forget(struct history_range *range)
 {
     list_remove(&range->link);
+}
+
+void history_follow(struct history *history, struct str shard, bool follow)
+{
+    (void)history;
+    assert_true(str_is(shard, "s00"));
+    assert_int_not_equal(world.followed, follow);
+    world.followed = follow;
 }
 
 void history_tell_room(struct history *history, struct str room_id, struct str json)

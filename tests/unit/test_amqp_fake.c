@@ -203,7 +203,7 @@ static void a_blocked_connection_refuses_and_keeps_what_was_sent(void **state)
     fake_blocked(fake, true);
     until(fake->world, amqp_link_blocked(fake->world->link));
     send_text(fake->world, &sent[1], "x", "k", "hello");
-    amqp_publish_unconfirmed(fake->world->link, &feed);
+    assert_false(amqp_publish_unconfirmed(fake->world->link, &feed, 1 << 20));
     until(fake->world, sent[1].calls);
     assert_int_equal(sent[1].err, ERR_UNAVAILABLE);
     assert_int_equal(sent[0].calls, 0);
@@ -252,7 +252,7 @@ static void an_unconfirmed_publish_is_a_message_and_nothing_else(void **state)
     struct sent sent = {0};
 
     fake_connect(fake);
-    amqp_publish_unconfirmed(fake->world->link, &feed);
+    assert_true(amqp_publish_unconfirmed(fake->world->link, &feed, 1 << 20));
     until(fake->world, fake->published == 1);
     assert_int_equal(fake->publishes[0].channel, 3);
     assert_false(fake->publishes[0].mandatory);
@@ -260,7 +260,7 @@ static void an_unconfirmed_publish_is_a_message_and_nothing_else(void **state)
     assert_int_equal(amqp_link_counters(fake->world->link).pending, 0);
     fake_close_channel(fake, 3, 404, "NOT_FOUND - no exchange 'feed' in vhost '/'");
     until(fake->world, fake->close_oks == 1);
-    amqp_publish_unconfirmed(fake->world->link, &feed);
+    assert_true(amqp_publish_unconfirmed(fake->world->link, &feed, 1 << 20));
     send_text(fake->world, &sent, "x", "k", "hello");
     until(fake->world, fake->published == 3);
     assert_int_equal(fake->opened[3], 2);
