@@ -44,7 +44,8 @@ struct head {
     uint32_t targets; /* the messages that its rows change: the last one's place in writer->targets, from 1; 0 = none */
 };
 
-/* A message that a batch changes. append() does that set-wise too: each message once. */
+/* A message that a batch changes: each one once, since append() writes kind by kind, all changes and then all mentions.
+ */
 struct target {
     uint64_t seq;
     uint32_t next; /* as in struct head */

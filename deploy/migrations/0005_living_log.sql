@@ -47,8 +47,31 @@ CREATE FUNCTION mentioned_of(p_room bigint, p_account text, p_read_seq bigint) R
         WHERE m.room_no = p_room AND m.account IN (p_account, '@all') AND m.seq > p_read_seq AND e.sender <> p_account
 $$;
 
+-- Part of append(): what edits (state 1), recalls (2) and deletes (3) make of their messages. One at a time and never by a scan: the plans are kept for
+-- the life of a session, and a join planned while few messages were changed reads all changes of all rooms once there are many.
+CREATE FUNCTION change_messages(t_room bigint[], t_seq bigint[], t_state smallint[], t_content text[], t_meta text[]) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    x record;
+BEGIN
+    FOR x IN SELECT * FROM unnest(t_room, t_seq, t_state, t_content, t_meta) t(room_no, seq, state, content, meta) LOOP
+        IF x.state >= 2 THEN -- nothing stays, also not of earlier edits
+            UPDATE log_entry e SET state = x.state, content = '', meta = NULL
+                WHERE e.room_no = x.room_no AND e.seq = x.seq AND e.type = 1;
+            UPDATE log_entry e SET meta = NULL WHERE e.room_no = x.room_no AND e.target_seq = x.seq AND e.type = 2;
+        ELSE -- meta null = as it is
+            UPDATE log_entry e SET state = x.state, content = x.content,
+                    meta = CASE WHEN x.meta IS NULL THEN e.meta ELSE nullif(x.meta, '') END
+                WHERE e.room_no = x.room_no AND e.seq = x.seq AND e.type = 1;
+        END IF;
+        IF x.state >= 2 OR x.meta IS NOT NULL THEN
+            DELETE FROM mention m WHERE m.room_no = x.room_no AND m.seq = x.seq;
+        END IF;
+    END LOOP;
+END $$;
+
 -- append() as in 0002, and with it: who may not speak, the messages that edits, recalls and deletes change, mentions.
--- A message is changed at most once in a batch (t_room, t_seq are distinct).
+-- A message is changed at most once in a batch (t_room, t_seq are distinct): what edits mention is written behind all changes.
 CREATE FUNCTION append(
     p_me text, p_shard text[], p_shard_epoch bigint[],
     h_room bigint[], h_old bigint[], h_new bigint[], h_epoch bigint[], h_at bigint[], h_counted bigint[],
@@ -111,15 +134,8 @@ BEGIN
             SELECT x.room_no, x.account, x.seq FROM unnest(n_room, n_seq, n_account, n_by) x(room_no, seq, account, by) WHERE x.by = x.seq
             ON CONFLICT DO NOTHING;
     END IF;
-    IF cardinality(t_room) > 0 THEN -- state 1: meta null = as it is; 2, 3: nothing stays, also not of earlier edits
-        UPDATE log_entry e SET state = x.state, content = CASE WHEN x.state >= 2 THEN '' ELSE coalesce(x.content, '') END,
-                meta = CASE WHEN x.state >= 2 THEN NULL WHEN x.meta IS NULL THEN e.meta ELSE nullif(x.meta, '') END
-            FROM unnest(t_room, t_seq, t_state, t_content, t_meta) x(room_no, seq, state, content, meta)
-            WHERE e.room_no = x.room_no AND e.seq = x.seq AND e.type = 1;
-        UPDATE log_entry e SET meta = NULL FROM unnest(t_room, t_seq, t_state) x(room_no, seq, state)
-            WHERE x.state >= 2 AND e.room_no = x.room_no AND e.target_seq = x.seq AND e.type = 2;
-        DELETE FROM mention m USING unnest(t_room, t_seq, t_state, t_meta) x(room_no, seq, state, meta)
-            WHERE (x.state >= 2 OR x.meta IS NOT NULL) AND m.room_no = x.room_no AND m.seq = x.seq;
+    IF cardinality(t_room) > 0 THEN
+        PERFORM change_messages(t_room, t_seq, t_state, t_content, t_meta);
     END IF;
     IF cardinality(n_room) > 0 THEN -- what an edit mentions instead
         INSERT INTO mention (room_no, account, seq)

@@ -367,6 +367,48 @@ static void what_is_no_message_is_never_changed(void **state)
     assert_entry(store, 1, "0 \"name\":\"Tea\" \"result\":1");
 }
 
+/* Plans are kept for the life of a session, and a large table is hardly ever analysed anew. */
+static void change_after_the_log_grew(struct store *store)
+{
+    for (int i = 0; i < 10; i++) { /* the plans are made */
+        add_change(store, ENTRY_RECALLED, 1, RECALLED, "", NULL);
+        committed(store);
+    }
+    database_run(store->sql,
+        "INSERT INTO log_entry SELECT 1, i, 1, 1, i, 1, gen_random_uuid(), 2, 0, '', '', '', '', NULL, i - 7"
+        " FROM generate_series(100, 20000) i");
+    database_run(store->sql, "INSERT INTO mention SELECT 1, 'bob', i FROM generate_series(100, 20000) i");
+    database_run(store->sql, "BEGIN");
+    add_change(store, ENTRY_RECALLED, 1, RECALLED, "", NULL);
+    committed(store);
+
+    assert_true(database_number(store->sql, "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+                                            " WHERE relname IN ('log_entry', 'mention')") < 1000);
+    database_run(store->sql, "COMMIT");
+}
+
+static void what_a_change_costs_does_not_grow_with_a_new_log(void **state)
+{
+    STORE_OR_SKIP(store);
+
+    add_entry(store, ENTRY_MESSAGE, "\"one\"", NULL);
+    committed(store);
+    change_after_the_log_grew(store);
+}
+
+static void what_a_change_costs_does_not_grow_with_a_log_that_knew_no_changes(void **state)
+{
+    STORE_OR_SKIP(store);
+
+    add_entry(store, ENTRY_MESSAGE, "\"one\"", NULL);
+    committed(store);
+    database_run(store->sql,
+        "INSERT INTO log_entry SELECT i % 100 + 2, i, 1, 1, i, 1, gen_random_uuid(), 1, 0, '', '', '', '', NULL, NULL"
+        " FROM generate_series(1, 2000) i");
+    database_run(store->sql, "ANALYZE log_entry; ANALYZE mention");
+    change_after_the_log_grew(store);
+}
+
 /* ------------------------------------------------------------------------------------------------------- mentions */
 
 static void mentions_follow_an_edit_only_when_it_says_what_they_are(void **state)
@@ -531,6 +573,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_recall_leaves_no_content_also_not_of_earlier_edits, begin, end),
         cmocka_unit_test_setup_teardown(what_was_recalled_can_be_deleted, begin, end),
         cmocka_unit_test_setup_teardown(what_is_no_message_is_never_changed, begin, end),
+        cmocka_unit_test_setup_teardown(what_a_change_costs_does_not_grow_with_a_new_log, begin, end),
+        cmocka_unit_test_setup_teardown(what_a_change_costs_does_not_grow_with_a_log_that_knew_no_changes, begin, end),
         cmocka_unit_test_setup_teardown(mentions_follow_an_edit_only_when_it_says_what_they_are, begin, end),
         cmocka_unit_test_setup_teardown(a_message_and_its_edit_in_one_batch_end_as_in_two, begin, end),
         cmocka_unit_test_setup_teardown(a_message_and_its_recall_in_one_batch_leave_no_mention, begin, end),
