@@ -245,8 +245,6 @@ static void on_shown(void *arg, struct str room_id, struct entry *entry, bool du
 {
     struct history *history = ((struct shard *)arg)->history;
 
-    if (entry_target(entry))
-        reader_changed(history->reader, entry->room_no);
     if (history->events.shown)
         history->events.shown(history->events.arg, room_id, entry, durable);
     calls_shown(history->calls, room_id, entry);

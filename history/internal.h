@@ -233,8 +233,6 @@ void reader_turn(
     struct reader *reader); /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
 /* All entries of the room up to seq are committed (a shard of ours). The entry at seq has this epoch. */
 void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
-/* An entry was shown that changes an earlier one: who asks from now on must not get the earlier one as it was. */
-void reader_changed(struct reader *reader, int64_t room_no);
 /* A shard became ours or was lost. */
 void reader_epoch(struct reader *reader, struct str shard, uint64_t epoch, bool ours);
 void reader_metrics(const struct reader *reader, struct buf *out);

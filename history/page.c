@@ -1,8 +1,6 @@
 /*
- * Reads of consecutive entries by primary key. Who asks for the same at the same time shares one read: Pulls only with
- * those of their own turn (a read on its way may be older than what its new asker was told meanwhile), ranges also with
- * a read on its way, because what they ask for is committed when they ask. Only what was changed since is not in such a
- * read: once an edit, recall or delete was shown, reads of that room that are on their way take nobody in any more.
+ * Reads of consecutive entries by primary key. Who asks for the same in the same turn shares one read; never a read on
+ * its way, which may be older than what its new asker was told meanwhile (a recall, say).
  */
 #include "reader.h"
 
@@ -20,8 +18,7 @@ static const struct pg_statement forward_statement = {.name = "history_page", .s
 static const struct pg_statement backward_statement = {
     .name = "history_page_back", .sql = PAGE_SQL "DESC LIMIT $4", .params = 4};
 
-static struct page *find_or_make(
-    struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent);
+static struct page *find_or_make(struct reader *reader, const struct page_key *key, struct str room_id);
 static void page_send(struct page *page);
 static void page_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 static void page_close_to_others(struct page *page);
@@ -63,7 +60,7 @@ void pages_turn(struct reader *reader)
 
 void page_ask(struct reader *reader, struct page_asker *asker, const struct page_key *key, struct str room_id)
 {
-    list_push_back(&find_or_make(reader, key, room_id, false)->askers, &asker->link);
+    list_push_back(&find_or_make(reader, key, room_id)->askers, &asker->link);
     reader_wake(reader);
 }
 
@@ -72,7 +69,7 @@ void history_read_range(struct history *history, struct history_range *range)
     struct page_key key = {
         .room_no = range->room_no, .from = range->after_seq + 1, .to = range->up_to_seq, .limit = range->limit};
 
-    list_push_back(&find_or_make(history->reader, &key, range->room_id, true)->ranges, &range->link);
+    list_push_back(&find_or_make(history->reader, &key, range->room_id)->ranges, &range->link);
     reader_wake(history->reader);
 }
 
@@ -100,27 +97,20 @@ void page_drop(struct page *page)
 
 /* ------------------------------------------------------------------------------------------------------- helpers */
 
-struct page_wanted {
-    const struct page_key *key;
-    bool may_be_sent;
-};
-
 static bool page_fits(const struct map_link *link, const void *key)
 {
     const struct page *page = container_of(link, struct page, by_key);
-    const struct page_wanted *wanted = key;
+    const struct page_key *wanted = key;
 
-    return (wanted->may_be_sent || !page->sent) && page->key.room_no == wanted->key->room_no &&
-           page->key.from == wanted->key->from && page->key.to == wanted->key->to &&
-           page->key.limit == wanted->key->limit && page->key.descending == wanted->key->descending;
+    return page->key.room_no == wanted->room_no && page->key.from == wanted->from && page->key.to == wanted->to &&
+           page->key.limit == wanted->limit && page->key.descending == wanted->descending;
 }
 
-static struct page *find_or_make(
-    struct reader *reader, const struct page_key *key, struct str room_id, bool may_be_sent)
+static struct page *find_or_make(struct reader *reader, const struct page_key *key, struct str room_id)
 {
     uint64_t numbers[] = {(uint64_t)key->room_no, key->from, key->to, (uint64_t)key->limit, key->descending};
     uint64_t hash = map_hash(numbers, sizeof numbers);
-    struct map_link *link = map_find(&reader->pages, hash, page_fits, &(struct page_wanted){key, may_be_sent});
+    struct map_link *link = map_find(&reader->pages, hash, page_fits, key);
     struct page *page;
 
     if (link) {
@@ -149,15 +139,6 @@ static void page_close_to_others(struct page *page)
     page->joinable = false;
 }
 
-void reader_changed(struct reader *reader, int64_t room_no)
-{
-    struct page *page;
-
-    list_for_each (page, &reader->pages_sent, link)
-        if (page->key.room_no == room_no)
-            page_close_to_others(page);
-}
-
 static int64_t seq_bigint(uint64_t seq)
 {
     return seq > INT64_MAX ? INT64_MAX : (int64_t)seq;
@@ -173,6 +154,7 @@ static void page_send(struct page *page)
         page_drop(page);
         return;
     }
+    page_close_to_others(page);
     reader->pages_total++;
     page->sent = true;
     list_push_back(&reader->pages_sent, &page->link);

@@ -15,6 +15,7 @@ static void read_free(struct catch_up_read *read);
 struct read_key {
     const struct view *view;
     uint64_t after;
+    uint32_t reads_before;
 };
 
 static bool read_is(const struct map_link *link, const void *key)
@@ -22,7 +23,9 @@ static bool read_is(const struct map_link *link, const void *key)
     const struct catch_up_read *read = container_of(link, struct catch_up_read, link);
     const struct read_key *wanted = key;
 
-    return read->view == wanted->view && read->range.after_seq == wanted->after;
+    /* Numbers wrap; only differences count. */
+    return read->view == wanted->view && read->range.after_seq == wanted->after &&
+           (!read->sent || (int32_t)(read->number - wanted->reads_before) > 0);
 }
 
 static uint64_t read_hash(const struct read_key *key)
@@ -33,7 +36,7 @@ static uint64_t read_hash(const struct read_key *key)
 void catch_up_want(struct sub *sub, uint64_t up_to)
 {
     struct proxy *proxy = sub->stream->proxy;
-    struct read_key key = {sub->view, sub->seq};
+    struct read_key key = {sub->view, sub->seq, sub->reads_before};
     struct map_link *link = map_find(&proxy->reads, read_hash(&key), read_is, &key);
     struct catch_up_read *read = link ? container_of(link, struct catch_up_read, link) : NULL;
 
@@ -64,6 +67,7 @@ static void read_send(struct proxy *proxy)
 
         list_push_back(&proxy->reads_sent, &read->order_link);
         read->sent = true;
+        read->number = ++proxy->reads_sent_total;
         proxy->reads_in_flight++;
         proxy->count.reads++;
         history_read_range(proxy->history, &read->range);

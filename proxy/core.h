@@ -166,6 +166,7 @@ struct sub {
     uint64_t seq; /* served up to here; LIVE: the view's done */
     struct unproven *unproven;
     struct catch_up_read *read; /* READING: the read it waits for; NULL: waits to try again */
+    uint32_t reads_before;      /* reads of the store that were on their way when it registered: may be older than it */
     uint8_t state;
     bool left; /* OPENING: a member.left was seen since registration */
 };
@@ -210,7 +211,8 @@ void sub_unproven(struct sub *sub, struct cursor cursor);
 void sub_proven(struct sub *sub);
 void unproven_check(struct proxy *proxy);
 
-/* Reads of the store for subs that are behind, shared by all who want the same. */
+/* Reads of the store for subs that are behind, shared by all who want the same – but never by a sub that came after the
+ * read was sent: it may show what was recalled in between. */
 struct catch_up_read {
     struct history_range range;
     struct map_link link;
@@ -218,6 +220,7 @@ struct catch_up_read {
     struct view *view;
     struct list subs;
     bool sent;
+    uint32_t number; /* among all that were sent */
 };
 void catch_up_want(struct sub *sub, uint64_t up_to);
 void catch_up_forget(struct sub *sub);
@@ -439,7 +442,7 @@ struct proxy {
     struct piece pieces[PIECES];
     uint32_t piece_count;
     uint32_t housekept_at;
-    uint32_t reads_in_flight;
+    uint32_t reads_in_flight, reads_sent_total;
     uv_prepare_t prepare;
     uv_check_t check;
     uv_timer_t wheel, mark_timer, drain_timer, follow_timer;

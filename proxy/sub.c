@@ -24,6 +24,7 @@ struct sub *sub_new(struct stream *stream, struct view *view)
     sub->stream = stream;
     sub->view = view;
     sub->state = SUB_OPENING;
+    sub->reads_before = stream->proxy->reads_sent_total;
     list_init(&sub->work_link);
     list_push_back(&view->subs[VIEW_OTHERS], &sub->view_link);
     list_push_back(&stream->subs, &sub->stream_link);

@@ -20,6 +20,7 @@ static void run_append(struct view *view, struct entry *entry);
 static void run_trim(struct view *view);
 static void run_cut_above(struct view *view, uint64_t seq);
 static void run_restart(struct view *view, uint64_t base);
+static void run_bury(struct view *view, const struct entry *op);
 static void serve_live(struct view *view, enum view_list list, uint64_t upto);
 static void view_leave_live(struct view *view, enum view_list list);
 static void wake_waiting(struct view *view);
@@ -195,6 +196,41 @@ static void run_cut_above(struct view *view, uint64_t seq)
         view->run_base = view->run_top = seq;
 }
 
+/* In the place of the entry with the same seq, which must be in the run. */
+static void run_put(struct view *view, struct entry *entry)
+{
+    uint64_t index = view->ring_first + entry->seq - view->run_base - 1;
+    struct entry **place = &view->ring[index & (view->ring_capacity - 1)];
+
+    view->run_bytes = view->run_bytes - (*place)->n + entry->n;
+    entry_drop(*place);
+    *place = entry_hold(entry);
+}
+
+/*
+ * A message was recalled or deleted: whoever reads on from the run gets what the store now has in its place, and in
+ * that of its earlier edits. Pieces that were made before are not given to anybody else. Live subs that stand behind
+ * the message have it already, and are told by the op.
+ */
+static void run_bury(struct view *view, const struct entry *op)
+{
+    int state = op->type == ENTRY_RECALLED ? 2 : 3;
+    uint64_t target = entry_target(op);
+
+    pieces_clear(view->proxy);
+    for (uint64_t seq = target > view->run_base ? target : view->run_base + 1; seq < op->seq && seq <= view->run_top;
+         seq++) {
+        const struct entry *entry = view_run_get(view, seq);
+        struct entry *tombstone;
+
+        if (seq != target && (entry->type != ENTRY_EDITED || entry_target(entry) != target))
+            continue;
+        tombstone = entry_tombstone(entry, state);
+        run_put(view, tombstone);
+        entry_drop(tombstone);
+    }
+}
+
 static void run_restart(struct view *view, uint64_t base)
 {
     while (run_count(view) > 0) {
@@ -262,16 +298,11 @@ static void hold_back(struct view_check *check, struct entry *entry)
  */
 static void take_back(struct view *view, struct entry *entry)
 {
-    struct entry **place;
     struct sub *sub;
 
     pieces_clear(view->proxy);
-    if (view_run_get(view, entry->seq)) {
-        place = &view->ring[(view->ring_first + entry->seq - view->run_base - 1) & (view->ring_capacity - 1)];
-        view->run_bytes = view->run_bytes - (*place)->n + entry->n;
-        entry_drop(*place);
-        *place = entry_hold(entry);
-    }
+    if (view_run_get(view, entry->seq))
+        run_put(view, entry);
     for (int list = 0; list < VIEW_LISTS; list++) {
         if (list == VIEW_LIVE_DURABLE || list == VIEW_SIGNALLED)
             continue;
@@ -299,6 +330,8 @@ void view_shown(struct view *view, struct entry *entry, bool durable)
         view_advance(view);
         run_restart(view, entry->seq - 1);
     }
+    if (entry->type == ENTRY_RECALLED || entry->type == ENTRY_DELETED)
+        run_bury(view, entry);
     if (entry->seq == view->run_top + 1)
         run_append(view, entry);
     else if (entry->type == ENTRY_VOID && entry->seq > view->durable.seq)
@@ -815,6 +848,8 @@ void view_read_entry(struct view *view, const struct entry *entry)
 
     if (entry->type == ENTRY_REMOVED)
         view->removed_seq = entry->seq;
+    if (entry->type == ENTRY_RECALLED || entry->type == ENTRY_DELETED)
+        run_bury(view, entry);
     if (entry->type != ENTRY_LEFT)
         return;
     history_epoch(view->proxy->history, view_room_id(view), &ours);

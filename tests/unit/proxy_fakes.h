@@ -63,6 +63,11 @@ static struct {
     struct list accesses, validities, ranges, wires;
     struct list queries; /* struct fake_query */
     bool database_away, followed;
+    struct {
+        struct history_range *range;
+        struct entry *entries[512]; /* as they were when it was asked */
+        size_t count;
+    } asked[8];
     int ranges_read, accesses_asked, validities_asked, queries_asked;
     struct roomd_ticket_keys keys;
     uint64_t now_ms;
@@ -96,6 +101,30 @@ static struct cursor fake_head(const struct fake_room *room)
 {
     return room->committed ? (struct cursor){room->log[room->committed]->epoch, room->committed}
                            : (struct cursor){0, 0};
+}
+
+/* A read shows the log as it was when it was asked. */
+static void fake_read(struct history_range *range)
+{
+    const struct fake_room *room = fake_room_no(range->room_no);
+    size_t i = 0;
+
+    while (world.asked[i].range)
+        assert_true(++i < countof(world.asked));
+    world.asked[i].range = range;
+    for (uint64_t seq = range->after_seq + 1;
+         seq <= range->up_to_seq && seq <= room->committed && world.asked[i].count < (size_t)range->limit; seq++)
+        world.asked[i].entries[world.asked[i].count++] = entry_hold(room->log[seq]);
+}
+
+static void fake_read_over(const struct history_range *range)
+{
+    for (size_t i = 0; i < countof(world.asked); i++)
+        if (world.asked[i].range == range) {
+            while (world.asked[i].count)
+                entry_drop(world.asked[i].entries[--world.asked[i].count]);
+            world.asked[i].range = NULL;
+        }
 }
 
 uint64_t history_epoch(const struct history *history, struct str room_id, bool *ours)
@@ -136,11 +165,13 @@ void history_read_range(struct history *history, struct history_range *range)
     (void)history;
     world.ranges_read++;
     list_push_back(&world.ranges, &range->link);
+    fake_read(range);
 }
 
 void history_range_forget(struct history_range *range)
 {
     list_remove(&range->link);
+    fake_read_over(range);
 }
 
 void history_follow(struct history *history, struct str shard, bool follow)
@@ -194,15 +225,22 @@ static void fake_answer_validity(struct history_validity *validity)
 
 static void fake_answer_range(struct history_range *range)
 {
-    struct fake_room *room = fake_room_no(range->room_no);
     struct entry *entries[512];
-    uint64_t seq = range->after_seq;
+    size_t i = 0;
 
+    while (world.asked[i].range != range)
+        assert_true(++i < countof(world.asked));
     range->count = 0;
     range->entries = entries;
-    while (seq < range->up_to_seq && seq < room->committed && range->count < (size_t)range->limit)
-        entries[range->count++] = room->log[++seq];
-    range->done(range, world.database_away ? ERR_UNAVAILABLE : ERR_OK);
+    while (range->count < world.asked[i].count) {
+        entries[range->count] = entry_hold(world.asked[i].entries[range->count]);
+        range->count++;
+    }
+    fake_read_over(range);
+    i = range->count;
+    range->done(range, world.database_away ? ERR_UNAVAILABLE : ERR_OK); /* may free it */
+    while (i)
+        entry_drop(entries[--i]);
 }
 
 /* ------------------------------------------------------ cluster, PostgreSQL */
@@ -510,6 +548,22 @@ static void say_op(struct fake_room *room, enum entry_type type, struct str cont
     room->committed = room->shown;
     proxy_shown(world.proxy, str_of(room->id), entry, true);
     proxy_durable(world.proxy, str_of(room->id), room->committed);
+}
+
+/* Edits, recalls and deletes: the store shows what they leave. */
+static void change(struct fake_room *room, enum entry_type type, uint64_t target, const char *members)
+{
+    char content[256];
+
+    snprintf(content, sizeof content, "\"target_seq\":%d,\"message_id\":\"m\",\"by\":\"bob\"%s", (int)target, members);
+    for (uint64_t seq = target; type != ENTRY_EDITED && seq <= room->shown; seq++)
+        if (seq == target || entry_target(room->log[seq]) == target) {
+            struct entry *tombstone = entry_tombstone(room->log[seq], type == ENTRY_RECALLED ? 2 : 3);
+
+            entry_drop(room->log[seq]);
+            room->log[seq] = tombstone;
+        }
+    say_op(room, type, str_of(content));
 }
 
 /* The log as it was before anybody listened. */

@@ -508,30 +508,23 @@ static void read_all(struct rig *rig, struct range_call *call)
     history_read_range(rig->history, &call->range);
 }
 
-/* Two rooms, so that what is shown in one leaves the reads of the other alone. */
-static void a_read_on_its_way_is_joined_until_its_room_changed(void **state)
+/* It may be older than what the new asker was told: that a message was recalled, by another instance. */
+static void a_read_on_its_way_takes_nobody_in(void **state)
 {
     static struct range_call first, second, third; /* still asked for when a claim fails */
     RIG_OR_SKIP(rig);
     struct reader *reader;
-    int64_t room_no;
 
-    start_with_rooms(rig, 2);
+    start_with_rooms(rig, 1);
     reader = rig->history->reader;
     say(rig, "m1", "one", "");
     wait_durable(rig, 1);
     read_all(rig, &first);
-    reader_turn(reader); /* on its way */
-    room_no = first.range.room_no;
     read_all(rig, &second);
     assert_int_equal(reader->pages_shared_total, 1);
-    reader_changed(reader, room_no + 1);
+    reader_turn(reader); /* on its way */
     read_all(rig, &third);
-    assert_int_equal(reader->pages_shared_total, 2);
-    history_range_forget(&third.range);
-    reader_changed(reader, room_no);
-    read_all(rig, &third);
-    assert_int_equal(reader->pages_shared_total, 2);
+    assert_int_equal(reader->pages_shared_total, 1);
 
     assert_true(loop_until(rig->loop, range_answered, &first, WAIT_MS));
     assert_true(loop_until(rig->loop, range_answered, &second, WAIT_MS));
@@ -553,7 +546,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(who_may_not_speak_is_told_alike_by_database_and_memory, begin, end),
         cmocka_unit_test_setup_teardown(
             the_log_shows_messages_as_they_are_now_and_edits_without_what_was_taken_back, begin, end),
-        cmocka_unit_test_setup_teardown(a_read_on_its_way_is_joined_until_its_room_changed, begin, end),
+        cmocka_unit_test_setup_teardown(a_read_on_its_way_takes_nobody_in, begin, end),
     };
 
     signal(SIGPIPE, SIG_IGN);

@@ -643,6 +643,131 @@ static void structs_of_an_idle_stream_are_small(void **state)
     assert_in_range(sizeof(struct stream) + sizeof(struct sub) + sizeof(struct audience), 1, 640);
 }
 
+/* What a stream shows that resumes at `cursor` after the message was recalled; and that the content is not in it. */
+static void assert_resumes_without(
+    struct fake_room *room, const char *transport, enum deliver deliver, const char *cursor, const char *content)
+{
+    char position[128];
+    const char *rooms[] = {position, NULL};
+    struct client *client;
+
+    snprintf(position, sizeof position, "%s@%s", room->id, cursor);
+    client = client_open(transport, ticket_of("alice", deliver, false, rooms));
+    turns(4);
+    assert_true(holds(&client->wire.out, "\"state\":\"recalled\""));
+    assert_true(holds(&client->wire.out, "message.recalled"));
+    assert_false(holds(&client->wire.out, content));
+    client_free(client);
+}
+
+static void assert_all_resume_without(struct fake_room *room, const char *cursor, const char *content)
+{
+    static const char *const transports[] = {"ws", "sse", "ndjson"};
+
+    for (size_t i = 0; i < countof(transports); i++) {
+        assert_resumes_without(room, transports[i], DELIVER_EARLY, cursor, content);
+        assert_resumes_without(room, transports[i], DELIVER_DURABLE, cursor, content);
+    }
+}
+
+static void say_secret(struct fake_room *room)
+{
+    proxy_shown(world.proxy, str_of(room->id), put_entry(room, ENTRY_MESSAGE, STR("\"secret\"")), false);
+}
+
+static void who_resumes_from_the_tail_after_a_recall_never_gets_the_content(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *near;
+
+    (void)state;
+    join(room, "bob", 0);
+    log_before(room, 1);
+    near = listen_to(room, "bob", DELIVER_EARLY, NULL);
+    say_secret(room);
+    commit(room);
+    turns(2);
+    change(room, ENTRY_EDITED, 2, ",\"content\":\"secret too\"");
+    turns(2);
+    assert_true(holds(&near->wire.out, "secret too"));
+    change(room, ENTRY_RECALLED, 2, "");
+    turns(2);
+    assert_all_resume_without(room, "1:1", "secret");
+    assert_int_equal(world.ranges_read, 0);
+    client_free(near);
+}
+
+static void a_recall_reaches_a_live_stream_in_the_turn_of_its_message(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *durable = listen_to(room, "alice", DELIVER_DURABLE, NULL);
+
+    (void)state;
+    say_secret(room);
+    change(room, ENTRY_RECALLED, 1, "");
+    turns(2);
+    assert_string_equal(transcript(durable), "hello 1 message.recalled:2");
+    assert_false(holds(&durable->wire.out, "secret"));
+    client_free(durable);
+}
+
+static void who_resumes_from_the_store_after_a_recall_never_gets_the_content(void **state)
+{
+    struct fake_room *room = room_with("alice");
+
+    (void)state;
+    log_before(room, 1);
+    say_secret(room);
+    commit(room);
+    change(room, ENTRY_RECALLED, 2, "");
+    assert_all_resume_without(room, "1:1", "secret");
+    assert_in_range(world.ranges_read, 1, 6);
+}
+
+/* The read of who came first was asked before the recall, and is slow. */
+static void a_read_on_its_way_is_not_shared_with_who_comes_later(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    char position[128];
+    const char *rooms[] = {position, NULL};
+    struct client *first, *later;
+    struct list slow;
+
+    (void)state;
+    log_before(room, 1);
+    say_secret(room);
+    commit(room);
+    snprintf(position, sizeof position, "%s@1:1", room->id);
+    first = client_ask("ndjson", ticket_of("alice", DELIVER_DURABLE, false, rooms), "", NULL);
+    turn();
+    assert_false(list_empty(&world.ranges));
+    list_init(&slow);
+    list_splice_back(&slow, &world.ranges);
+
+    room->log[2] = (entry_drop(room->log[2]), entry_new(&(struct entry_parts){.room_id = str_of(room->id),
+                                                  .room_no = room->room_no,
+                                                  .epoch = 1,
+                                                  .seq = 2,
+                                                  .type = ENTRY_MESSAGE,
+                                                  .client_msg_id = STR("c"),
+                                                  .sender = STR("bob"),
+                                                  .kind = STR("text"),
+                                                  .state = 2}));
+    later = client_ask("ndjson", ticket_of("alice", DELIVER_DURABLE, false, rooms), "", NULL);
+    turns(2);
+    client_go_on(later);
+    turns(4);
+    assert_true(holds(&later->wire.out, "\"state\":\"recalled\""));
+    assert_false(holds(&later->wire.out, "secret"));
+    list_splice_back(&world.ranges, &slow);
+    turns(2);
+    client_go_on(first);
+    turns(4);
+    assert_string_equal(transcript(first), "hello 2");
+    client_free(first);
+    client_free(later);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_open, world_close)
 
 int main(void)
@@ -683,6 +808,10 @@ int main(void)
         TEST(a_refused_websocket_is_told_why_after_101),
         TEST(a_draining_instance_sends_its_streams_away),
         TEST(a_crowded_room_gets_signals_and_later_everything_it_missed),
+        TEST(who_resumes_from_the_tail_after_a_recall_never_gets_the_content),
+        TEST(a_recall_reaches_a_live_stream_in_the_turn_of_its_message),
+        TEST(who_resumes_from_the_store_after_a_recall_never_gets_the_content),
+        TEST(a_read_on_its_way_is_not_shared_with_who_comes_later),
         TEST(structs_of_an_idle_stream_are_small),
     };
 
