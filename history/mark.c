@@ -28,7 +28,7 @@ enum {
 
 /* One account's cursor in one room, to be moved. */
 struct moving {
-    struct map_link by_key; /* marks->moving, until it is on its way */
+    struct map_link by_key; /* marks->moving, until it is on its way; not when late */
     struct list link;       /* a window's rows, or the flight's */
     struct list asks;       /* struct ask */
     uint64_t sent_seq;      /* the account's last own message; 0 = none */
@@ -49,13 +49,13 @@ struct window {
     size_t count;
     uint64_t every_ms, next_ms; /* loop clock */
 };
-enum which { ASKED, OWN, WINDOWS };
+/* Late: above the durable head when last looked at. Not merged with others, which would have to wait with it. */
+enum which { ASKED, LATE, OWN, WINDOWS };
 
 struct marks {
     struct history *history;
     struct map moving; /* those in a window */
     struct window windows[WINDOWS];
-    struct list late; /* struct ask above the durable head: back into the window with the next statement */
 
     struct pg_query query; /* on its way with: */
     struct list flight;    /* struct moving, in the order of the answer's rows */
@@ -87,9 +87,8 @@ struct marks *marks_open(struct history *history)
     map_init(&marks->moving);
     for (size_t i = 0; i < WINDOWS; i++)
         list_init(&marks->windows[i].rows);
-    marks->windows[ASKED].every_ms = (uint64_t)history->config->mark_flush_ms;
+    marks->windows[ASKED].every_ms = marks->windows[LATE].every_ms = (uint64_t)history->config->mark_flush_ms;
     marks->windows[OWN].every_ms = (uint64_t)history->config->sent_flush_ms;
-    list_init(&marks->late);
     list_init(&marks->flight);
     uv_timer_init(history->loop, &marks->timer);
     marks->timer.data = marks;
@@ -120,8 +119,6 @@ void marks_close(struct marks *marks)
         list_splice_back(&marks->flight, &marks->windows[i].rows);
     while ((link = list_pop_front(&marks->flight)))
         moving_free(list_entry(link, struct moving, link));
-    while ((link = list_pop_front(&marks->late)))
-        free(list_entry(link, struct ask, link));
     map_clear(&marks->moving);
     uv_close((uv_handle_t *)&marks->timer, on_closed);
 }
@@ -141,7 +138,7 @@ void marks_metrics(const struct marks *marks, struct buf *out)
         "# HELP roomd_cursors_waiting Read cursors that wait for the next statement.\n"
         "# TYPE roomd_cursors_waiting gauge\nroomd_cursors_waiting %zu\n",
         marks->asked_total, marks->sent_total, marks->statements_total, marks->moved_total, marks->dropped_total,
-        marks->moving.count);
+        marks->moving.count + marks->windows[LATE].count);
 }
 
 /* -------------------------------------------------------------------------------------------------------- merging */
@@ -202,6 +199,18 @@ static void put_into(struct marks *marks, struct moving *row, enum which which)
     marks->windows[which].count++;
 }
 
+static struct moving *moving_new(struct str room_id, struct str account)
+{
+    struct moving *row = xcalloc(1, sizeof *row + room_id.n + account.n);
+
+    list_init(&row->asks);
+    row->room_id_n = room_id.n;
+    row->account_n = account.n;
+    memcpy(row->text, room_id.p, room_id.n);
+    memcpy(row->text + room_id.n, account.p, account.n);
+    return row;
+}
+
 /* A cursor that somebody waits for is in the window of those, whoever moved it first. */
 static struct moving *find_or_make(struct marks *marks, struct str room_id, struct str account, enum which which)
 {
@@ -219,12 +228,7 @@ static struct moving *find_or_make(struct marks *marks, struct str room_id, stru
         }
         return row;
     }
-    row = xcalloc(1, sizeof *row + room_id.n + account.n);
-    list_init(&row->asks);
-    row->room_id_n = room_id.n;
-    row->account_n = account.n;
-    memcpy(row->text, room_id.p, room_id.n);
-    memcpy(row->text + room_id.n, account.p, account.n);
+    row = moving_new(room_id, account);
     map_insert(&marks->moving, hash, &row->by_key);
     put_into(marks, row, which);
     return row;
@@ -236,11 +240,6 @@ static void join(struct marks *marks, struct ask *ask)
 }
 
 /* -------------------------------------------------------------------------------------------------------- windows */
-
-static bool has_something(const struct marks *marks, enum which which)
-{
-    return marks->windows[which].count || (which == ASKED && !list_empty(&marks->late));
-}
 
 static uint64_t due_at(const struct marks *marks, enum which which)
 {
@@ -257,7 +256,7 @@ static void schedule(struct marks *marks)
     if (marks->flying)
         return;
     for (enum which which = 0; which < WINDOWS; which++)
-        if (has_something(marks, which) && due_at(marks, which) < due)
+        if (marks->windows[which].count && due_at(marks, which) < due)
             due = due_at(marks, which);
     if (due == UINT64_MAX)
         return;
@@ -283,13 +282,13 @@ void marks_drain(struct marks *marks)
 
 bool marks_idle(const struct marks *marks)
 {
-    return !marks->flying && !has_something(marks, ASKED) && !has_something(marks, OWN);
+    return !marks->flying && !marks->moving.count && !marks->windows[LATE].count;
 }
 
 /* ------------------------------------------------------------------------------------------------------ statements */
 
 /*
- * asked   what is to be moved where, beside the room's head
+ * asked   what is to be moved where, beside the room's head; target: the highest that is durable of all for this cursor
  * held    the rows that can move and are free, locked
  * moved   moved; forward only, and with it never below the join, where a cursor begins
  * A cursor that should move and did not is one whose row was locked, or has been moved meanwhile: to be tried again.
@@ -297,23 +296,24 @@ bool marks_idle(const struct marks *marks)
 static const struct pg_statement move_statement = {
     .name = "marks_move",
     .sql = "WITH asked AS MATERIALIZED (SELECT x.n, x.account, x.seq, x.waiting, r.room_no, r.kind = 'direct' AS "
-           "direct, r.members, h.last_seq, h.counted "
+           "direct, r.members, h.last_seq, h.counted, "
+           "max(x.seq) FILTER (WHERE x.seq <= h.last_seq) OVER (PARTITION BY r.room_no, x.account) AS target "
            "FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[]) WITH ORDINALITY "
            "x(room_id, account, seq, waiting, n) LEFT JOIN room r ON r.room_id = x.room_id COLLATE \"C\" "
            "LEFT JOIN room_head h ON h.room_no = r.room_no), "
            "held AS MATERIALIZED (SELECT a.n, m.room_no, m.account, a.seq FROM asked a JOIN room_member m ON "
            "m.room_no = a.room_no AND m.account = a.account COLLATE \"C\" "
-           "WHERE m.read_seq < a.seq AND a.seq <= a.last_seq "
+           "WHERE a.seq = a.target AND m.read_seq < a.seq "
            "ORDER BY m.room_no, m.account FOR NO KEY UPDATE OF m SKIP LOCKED), "
            "moved AS (UPDATE room_member m SET read_seq = k.seq, read_n = e.counted "
            "FROM held k JOIN log_entry e ON e.room_no = k.room_no AND e.seq = k.seq "
            "WHERE m.room_no = k.room_no AND m.account = k.account AND m.read_seq < k.seq "
-           "RETURNING k.n, m.read_seq, m.read_n) "
-           "SELECT a.room_no, a.last_seq, a.direct, a.members, m.read_seq IS NOT NULL, v.n IS NOT NULL, "
+           "RETURNING k.n, m.room_no, m.account, m.read_seq, m.read_n) "
+           "SELECT a.room_no, a.last_seq, a.direct, a.members, m.read_seq IS NOT NULL, v.n IS NOT DISTINCT FROM a.n, "
            "coalesce(v.read_seq, m.read_seq), CASE WHEN a.waiting AND coalesce(v.read_seq, m.read_seq) >= a.seq THEN "
            "unread_of(a.room_no, a.account, coalesce(v.read_seq, m.read_seq), coalesce(v.read_n, m.read_n), "
            "a.last_seq, a.counted) END "
-           "FROM asked a LEFT JOIN moved v ON v.n = a.n "
+           "FROM asked a LEFT JOIN moved v ON v.room_no = a.room_no AND v.account = a.account "
            "LEFT JOIN room_member m ON m.room_no = a.room_no AND m.account = a.account COLLATE \"C\" ORDER BY a.n",
     .params = 4,
 };
@@ -337,9 +337,6 @@ static size_t take_due(struct marks *marks)
     struct list *link;
     size_t count = 0;
 
-    if (due_at(marks, ASKED) <= now)
-        while ((link = list_pop_front(&marks->late)))
-            join(marks, list_entry(link, struct ask, link));
     for (enum which which = 0; which < WINDOWS; which++) {
         struct window *window = &marks->windows[which];
 
@@ -349,7 +346,8 @@ static size_t take_due(struct marks *marks)
             struct moving *row = list_entry(link, struct moving, link);
 
             window->count--;
-            map_remove(&marks->moving, &row->by_key);
+            if (which != LATE)
+                map_remove(&marks->moving, &row->by_key);
             row->seq = highest(row);
             list_push_back(&marks->flight, &row->link);
             count++;
@@ -476,10 +474,15 @@ static void part_with_late(struct marks *marks, struct moving *row, uint64_t las
         } else if (marks->draining) {
             answer(ask, ERR_UNAVAILABLE, 0, 0);
         } else {
+            struct moving *late = moving_new(row_room_id(row), row_account(row));
+
             list_remove(&ask->link);
-            list_push_back(&marks->late, &ask->link);
+            list_push_back(&late->asks, &ask->link);
+            put_into(marks, late, LATE);
         }
     }
+    if (marks->windows[LATE].next_ms <= now)
+        marks->windows[LATE].next_ms = now + marks->windows[LATE].every_ms;
     again(marks, row);
 }
 
@@ -541,10 +544,10 @@ static void fail(struct marks *marks, struct list *rows, enum err err)
 
     list_for_each (row, &marks->windows[ASKED].rows, link)
         map_remove(&marks->moving, &row->by_key);
-    marks->windows[ASKED].count = 0;
+    marks->windows[ASKED].count = marks->windows[LATE].count = 0;
     list_splice_back(rows, &marks->windows[ASKED].rows);
+    list_splice_back(rows, &marks->windows[LATE].rows);
     list_init(&asked);
-    list_splice_back(&asked, &marks->late);
     while ((link = list_pop_front(rows))) {
         row = list_entry(link, struct moving, link);
         list_splice_back(&asked, &row->asks);

@@ -272,7 +272,7 @@ static void relay_cut(struct relay *relay)
 }
 
 /* Nothing gets through any more, nobody is told. */
-static void relay_freeze(struct relay *relay)
+__attribute__((unused)) static void relay_freeze(struct relay *relay)
 {
     relay->frozen = true;
     for (struct relay_end *end = relay->ends; end; end = end->next)
