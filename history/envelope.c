@@ -15,6 +15,7 @@
 #define NOTICE_MAX_BYTES 8192
 #define EXTRA_MAX_BYTES 16384
 #define REASON_MAX_BYTES 256
+#define CONTENT_TOO_LARGE "content is larger than content_max_bytes (64 KiB unless set otherwise)"
 #define TIME_MAX_MS 253402300799999 /* the end of the year 9999 */
 
 /* The fields a body may have; what is not here is ignored. */
@@ -41,6 +42,10 @@ enum field {
     F_OWNER,
     F_MEMBER_LIMIT,
     F_EXTRA,
+    F_UNTIL,
+    F_FOR_MS,
+    F_TARGET_SEQ,
+    F_TARGET_ID,
     FIELDS
 };
 static const struct str field_names[FIELDS] = {
@@ -66,6 +71,10 @@ static const struct str field_names[FIELDS] = {
     {"owner", 5},
     {"member_limit", 12},
     {"extra", 5},
+    {"until", 5},
+    {"for_ms", 6},
+    {"target_seq", 10},
+    {"target_id", 9},
 };
 
 struct reading {
@@ -97,6 +106,7 @@ enum err envelope_read(struct envelope **out, struct str body, const struct enve
     enum err err;
 
     envelope->member_limit = -1;
+    envelope->sent_at = UINT64_MAX;
     err = read_text(&r, body);
     if (!err)
         err = read_fields(&r);
@@ -301,6 +311,7 @@ static enum err read_meta(struct reading *r, struct content_facts *facts)
             return refuse(r, ERR_BAD_REQUEST, "sent_at must be milliseconds since 1970");
         buf_text(meta, "\"sent_at\":");
         buf_i64(meta, sent_at);
+        envelope->sent_at = (uint64_t)sent_at;
     }
     if (facts->quote_seq) {
         buf_text(meta, meta->n > minted ? ",\"quote_seq\":" : "\"quote_seq\":");
@@ -309,7 +320,9 @@ static enum err read_meta(struct reading *r, struct content_facts *facts)
     if (facts->mentions.n) {
         buf_text(meta, meta->n > minted ? ",\"mentions\":" : "\"mentions\":");
         buf_add(meta, facts->mentions.p, facts->mentions.n);
+        envelope->mentions = (struct str){meta->p + meta->n - facts->mentions.n, facts->mentions.n}; /* the last one */
     }
+    envelope->mentions_all = facts->mentions_all;
     envelope->quote_seq = facts->quote_seq;
     envelope->meta = (struct str){meta->p ? meta->p + minted : NULL, meta->n - minted};
     if (owns_id)
@@ -327,7 +340,7 @@ static enum err read_content(struct reading *r, struct content_facts *facts)
     if (content.type == JSON_NONE)
         return refuse(r, ERR_BAD_REQUEST, "content is missing");
     if (content.n > (size_t)r->source->content_max_bytes)
-        return refuse(r, ERR_TOO_LARGE, "content is larger than content_max_bytes (64 KiB unless set otherwise)");
+        return refuse(r, ERR_TOO_LARGE, CONTENT_TOO_LARGE);
     envelope->content = (struct str){content.p, content.n};
     envelope->hash = content_hash(envelope->kind, envelope->content);
     return content_check(envelope->kind, content, facts, &r->why);
@@ -366,19 +379,34 @@ static const struct {
     {"member.remove", OP_MEMBER_REMOVE},
     {"room.update", OP_ROOM_UPDATE},
     {"room.remove", OP_ROOM_REMOVE},
+    {"room.mute", OP_ROOM_MUTE},
+    {"member.role", OP_MEMBER_ROLE},
+    {"message.edit", OP_MESSAGE_EDIT},
+    {"message.recall", OP_MESSAGE_RECALL},
+    {"message.delete", OP_MESSAGE_DELETE},
 };
 
-/* What the op asks for, without when and under which id: a repeat has the same hash. */
+/* What the op asks for, without when and under which id: a repeat has the same hash. Hashes are stored: what came later
+ * is said only where it is given, so that older ops keep theirs. */
 static int64_t op_hash(const struct reading *r, struct str name)
 {
     static const enum field said[] = {
         F_BY, F_ACCOUNT_IDS, F_ROLE, F_REASON, F_NAME, F_NOTICE, F_OWNER, F_MEMBER_LIMIT, F_EXTRA};
+    static const enum field given[] = {F_UNTIL, F_FOR_MS, F_TARGET_SEQ, F_TARGET_ID, F_CONTENT};
     struct buf text = {0};
     int64_t hash;
 
     for (size_t i = 0; i < countof(said); i++) {
         buf_char(&text, ',');
         buf_add(&text, r->field[said[i]].p, r->field[said[i]].n);
+    }
+    for (size_t i = 0; i < countof(given); i++) {
+        if (absent(r, given[i]))
+            continue;
+        buf_char(&text, ',');
+        buf_add_str(&text, field_names[given[i]]);
+        buf_char(&text, ':');
+        buf_add(&text, r->field[given[i]].p, r->field[given[i]].n);
     }
     hash = content_hash(name, buf_str(&text));
     buf_clear(&text);
@@ -485,6 +513,58 @@ static enum err read_role(struct reading *r)
     return r->envelope->role ? ERR_OK : refuse(r, ERR_BAD_REQUEST, "role must be member or admin");
 }
 
+/* Until when, or for how long from when the call came. */
+static enum err read_mute(struct reading *r)
+{
+    struct envelope *envelope = r->envelope;
+    int64_t until, for_ms;
+
+    if (absent(r, F_UNTIL) == absent(r, F_FOR_MS))
+        return refuse(r, ERR_BAD_REQUEST, "give either until or for_ms");
+    if (!absent(r, F_UNTIL)) {
+        if (!take_integer(r, F_UNTIL, 0, TIME_MAX_MS, &until))
+            return refuse(r, ERR_BAD_REQUEST, "until must be milliseconds since 1970, or 0");
+        envelope->until = (uint64_t)until;
+    } else {
+        if (absent(r, F_AT) || !take_integer(r, F_FOR_MS, 1, TIME_MAX_MS - (int64_t)envelope->called_at, &for_ms))
+            return refuse(r, ERR_BAD_REQUEST, "for_ms must be milliseconds from at on");
+        envelope->until = envelope->called_at + (uint64_t)for_ms;
+    }
+    return absent(r, F_ACCOUNT_IDS) ? ERR_OK : read_accounts(r);
+}
+
+static enum err read_target(struct reading *r)
+{
+    struct envelope *envelope = r->envelope;
+    struct str id;
+    int64_t seq;
+
+    if (absent(r, F_TARGET_SEQ) == absent(r, F_TARGET_ID))
+        return refuse(r, ERR_BAD_REQUEST, "give either target_seq or target_id");
+    if (!absent(r, F_TARGET_SEQ)) {
+        if (!take_integer(r, F_TARGET_SEQ, 1, INT64_MAX, &seq))
+            return refuse(r, ERR_BAD_REQUEST, "target_seq must be the seq of a message");
+        envelope->target_seq = (uint64_t)seq;
+    } else if (!take_string(r, F_TARGET_ID, &id) || !ulid_read(&envelope->target_id, id) ||
+               id128_is_zero(envelope->target_id)) {
+        return refuse(r, ERR_BAD_REQUEST, "target_id must be the id of a message: 26 characters");
+    }
+    return ERR_OK;
+}
+
+/* Whether the content fits is known where the message's kind is. */
+static enum err read_new_content(struct reading *r)
+{
+    struct json content = r->field[F_CONTENT];
+
+    if (content.type == JSON_NONE)
+        return refuse(r, ERR_BAD_REQUEST, "content is missing");
+    if (content.n > (size_t)r->source->content_max_bytes)
+        return refuse(r, ERR_TOO_LARGE, CONTENT_TOO_LARGE);
+    r->envelope->new_content = content;
+    return ERR_OK;
+}
+
 static enum err read_op_head(struct reading *r, struct str name)
 {
     struct envelope *envelope = r->envelope;
@@ -504,6 +584,37 @@ static enum err read_op_head(struct reading *r, struct str name)
     return ERR_OK;
 }
 
+/* What each op takes besides its head. */
+static enum err read_op_fields(struct reading *r, enum op_kind kind)
+{
+    enum err err;
+
+    switch (kind) {
+    case OP_MEMBER_ADD:
+        err = read_accounts(r);
+        return err ? err : read_role(r);
+    case OP_MEMBER_ROLE:
+        if (absent(r, F_ROLE))
+            return refuse(r, ERR_BAD_REQUEST, "role is missing: member or admin");
+        err = read_accounts(r);
+        return err ? err : read_role(r);
+    case OP_MEMBER_REMOVE:
+        return read_accounts(r);
+    case OP_ROOM_UPDATE:
+        return read_update(r);
+    case OP_ROOM_MUTE:
+        return read_mute(r);
+    case OP_MESSAGE_EDIT:
+        err = read_target(r);
+        return err ? err : read_new_content(r);
+    case OP_MESSAGE_RECALL:
+    case OP_MESSAGE_DELETE:
+        return read_target(r);
+    default:
+        return ERR_OK;
+    }
+}
+
 static enum err read_op(struct reading *r)
 {
     struct envelope *envelope = r->envelope;
@@ -521,12 +632,8 @@ static enum err read_op(struct reading *r)
     if (!kind)
         return refuse(r, ERR_BAD_REQUEST, "no such op");
     err = read_op_head(r, name);
-    if (!err && (kind == OP_MEMBER_ADD || kind == OP_MEMBER_REMOVE))
-        err = read_accounts(r);
-    if (!err && kind == OP_MEMBER_ADD)
-        err = read_role(r);
-    if (!err && kind == OP_ROOM_UPDATE)
-        err = read_update(r);
+    if (!err)
+        err = read_op_fields(r, kind);
     envelope->op = err ? OP_NONE : kind;
     return err;
 }

@@ -38,6 +38,7 @@ struct envelope {
     struct id128 message_id; /* of an op: the op's id */
     int64_t hash;
     uint64_t quote_seq; /* 0 = none */
+    uint64_t sent_at;   /* UINT64_MAX = not given */
     bool transient;
     bool counted;        /* counts as unread */
     struct str mentions; /* JSON array of accounts and "@all", a slice of meta; empty = none */

@@ -17,7 +17,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "room/base/clock.h"
 #include "room/base/log.h"
@@ -247,16 +246,6 @@ void history_push(struct history *history, struct history_push *push)
     history_ask_access(history, &call->access);
 }
 
-static void say_muted(char *why, size_t size, uint64_t until)
-{
-    time_t seconds = (time_t)(until / 1000);
-    struct tm parts;
-    char text[32];
-
-    strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &parts));
-    snprintf(why, size, "muted in this room until %s (%" PRIu64 ")", text, until);
-}
-
 /* What the owner would refuse is refused here when it is known already: the caller learns why. @system is not asked. */
 static enum err may_push(struct call *call)
 {
@@ -266,12 +255,11 @@ static enum err may_push(struct call *call)
     if (access->removed)
         return ERR_ROOM_GONE;
     if (access->account.n && access->muted_until > history_now_ms(call->calls->history)) {
-        say_muted(push->why, sizeof push->why, access->muted_until);
+        rules_say_muted(access->muted_until, push->why);
         return ERR_FORBIDDEN;
     }
     if (access->account.n && push->mentions_all && !rules_allow(&call->calls->rules, RULE_MENTION_ALL, access->role)) {
-        snprintf(push->why, sizeof push->why, "to mention all takes the role %s here",
-            role_name(call->calls->rules.least[RULE_MENTION_ALL]));
+        rules_say(&call->calls->rules, RULE_MENTION_ALL, push->why);
         return ERR_FORBIDDEN;
     }
     if (access->last_seq && push->quote_seq > access->last_seq) {

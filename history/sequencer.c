@@ -1,13 +1,16 @@
 #include "sequencer_state.h"
 
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* The way of a delivery - the steps, in the order they run. */
 static bool lacks_facts(struct sequencer *s, const struct delivery *delivery);
 static void decide(struct sequencer *s, struct delivery *delivery, uint64_t now_ms);
 static bool settle_repeat(struct sequencer *s, struct delivery *delivery);
-static enum err check_sender(struct sequencer *s, const struct delivery *delivery, const char **why);
+static enum err check_sender(
+    struct sequencer *s, const struct delivery *delivery, uint64_t now_ms, char why[RULES_WHY_MAX]);
 static void accept(struct sequencer *s, struct delivery *delivery, uint64_t now_ms);
 
 struct sequencer *sequencer_new(const struct sequencer_settings *settings, const struct sequencer_events *events)
@@ -23,9 +26,12 @@ struct sequencer *sequencer_new(const struct sequencer_settings *settings, const
     map_init(&s->members);
     map_init(&s->seen);
     map_init(&s->dead_rows);
+    map_init(&s->targets_by_seq);
+    map_init(&s->targets_by_id);
     list_init(&s->room_lru);
     list_init(&s->member_lru);
     list_init(&s->seen_age);
+    list_init(&s->target_lru);
     list_init(&s->rows);
     list_init(&s->unasked);
     list_init(&s->asked);
@@ -51,12 +57,16 @@ void sequencer_free(struct sequencer *s)
     }
     while ((at = list_pop_front(&s->member_lru)))
         free(list_entry(at, struct known_member, lru));
+    while ((at = list_pop_front(&s->target_lru)))
+        free(list_entry(at, struct known_target, lru));
     while ((at = list_pop_front(&s->room_lru)))
         free(list_entry(at, struct seq_room, lru));
     map_clear(&s->rooms);
     map_clear(&s->members);
     map_clear(&s->seen);
     map_clear(&s->dead_rows);
+    map_clear(&s->targets_by_seq);
+    map_clear(&s->targets_by_id);
     free(s->ring.slots);
     free(s);
 }
@@ -163,6 +173,13 @@ static void need_id(struct seq_needs *needs, struct str room_id, struct id128 id
     needs->ids[needs->id_count++].message_id = id;
 }
 
+static void need_target(struct seq_needs *needs, struct str room_id, const struct envelope *envelope)
+{
+    needs->targets = xrealloc(needs->targets, (needs->target_count + 1) * sizeof *needs->targets);
+    needs->targets[needs->target_count++] = (struct seq_need_target){
+        .room_id = copy_text(needs, room_id), .seq = envelope->target_seq, .message_id = envelope->target_id};
+}
+
 static void resolve(struct seq_needs *needs, struct str *text)
 {
     text->p = needs->text.p + ((uintptr_t)text->p - 1);
@@ -175,11 +192,25 @@ static bool looks_up_id(const struct delivery *delivery)
     return !delivery->envelope->transient && (delivery->redelivered || delivery->envelope->op);
 }
 
+static bool names_message(const struct envelope *envelope)
+{
+    return envelope->target_seq || !id128_is_zero(envelope->target_id);
+}
+
+/* Who says it, or whose act it is; empty: the business itself, which is no member. */
+static struct str actor_of(const struct envelope *envelope)
+{
+    if (envelope->op)
+        return envelope->by;
+    return envelope->sender.p[0] == '@' ? (struct str){NULL, 0} : envelope->sender;
+}
+
 /* Does memory lack something this delivery is decided by? */
 static bool lacks_facts(struct sequencer *s, const struct delivery *delivery)
 {
     const struct envelope *envelope = delivery->envelope;
     struct seq_room *room = delivery->room;
+    struct str actor = actor_of(envelope);
 
     if (!envelope->transient) {
         if (seen_find(s, envelope->message_id))
@@ -192,7 +223,9 @@ static bool lacks_facts(struct sequencer *s, const struct delivery *delivery)
     for (size_t i = 0; i < envelope->account_count; i++)
         if (!member_find(s, room, envelope->accounts[i]))
             return true;
-    return !envelope->op && envelope->sender.p[0] != '@' && !member_find(s, room, envelope->sender);
+    if (actor.n && !member_find(s, room, actor))
+        return true;
+    return names_message(envelope) && !target_of(s, room, envelope);
 }
 
 /* Everything a parked delivery is decided by, also what memory holds now: it may be evicted before the answer is there,
@@ -200,7 +233,7 @@ static bool lacks_facts(struct sequencer *s, const struct delivery *delivery)
 static void need_all(struct seq_needs *needs, const struct delivery *delivery)
 {
     const struct envelope *envelope = delivery->envelope;
-    struct str room_id = delivery->room->room_id;
+    struct str room_id = delivery->room->room_id, actor = actor_of(envelope);
 
     if (!delivery->room->loaded && !delivery->room->room_asking) {
         delivery->room->room_asking = needs->asking;
@@ -210,8 +243,10 @@ static void need_all(struct seq_needs *needs, const struct delivery *delivery)
         need_id(needs, room_id, envelope->message_id);
     for (size_t i = 0; i < envelope->account_count; i++)
         need_member(needs, room_id, envelope->accounts[i]);
-    if (!envelope->op && envelope->sender.p[0] != '@')
-        need_member(needs, room_id, envelope->sender);
+    if (actor.n)
+        need_member(needs, room_id, actor);
+    if (names_message(envelope))
+        need_target(needs, room_id, envelope);
 }
 
 bool sequencer_take_needs(struct sequencer *s, struct seq_needs *needs)
@@ -236,6 +271,8 @@ bool sequencer_take_needs(struct sequencer *s, struct seq_needs *needs)
         resolve(needs, &needs->members[i].room_id);
         resolve(needs, &needs->members[i].account);
     }
+    for (size_t i = 0; i < needs->target_count; i++)
+        resolve(needs, &needs->targets[i].room_id);
     return true;
 }
 
@@ -244,6 +281,7 @@ void seq_needs_clear(struct seq_needs *needs)
     free(needs->rooms);
     free(needs->members);
     free(needs->ids);
+    free(needs->targets);
     buf_clear(&needs->text);
     *needs = (struct seq_needs){0};
 }
@@ -256,36 +294,47 @@ void sequencer_fact_room(struct sequencer *s, const struct seq_needs *needs, con
         return; /* the answer to a question of an earlier life of this room may be old */
     room->loaded = true;
     room->room_no = fact->room_no;
-    room->removed = fact->removed;
     room->since_join = fact->since_join;
     room->direct = fact->direct;
-    room->members = fact->members;
-    room->member_limit = fact->member_limit;
-    room->owner_n = fact->owner.n <= sizeof room->owner ? fact->owner.n : 0;
-    memcpy(room->owner, fact->owner.p ? fact->owner.p : "", room->owner_n);
+    room->now = (struct room_state){
+        .muted_until = fact->muted_until,
+        .members = fact->members,
+        .member_limit = fact->member_limit,
+        .removed = fact->removed,
+        .owner_n = fact->owner.n <= sizeof room->now.owner ? (uint8_t)fact->owner.n : 0,
+    };
+    memcpy(room->now.owner, fact->owner.p ? fact->owner.p : "", room->now.owner_n);
+    room->durable = room->now;
     room->last_seq = room->durable_seq = fact->last_seq;
     room->durable_epoch = fact->last_epoch;
     room->last_at = fact->last_at;
     room->counted = fact->counted;
-    room->muted_until = fact->muted_until;
+    room->stale_asking = needs->asking - 1; /* from an earlier life: what changed since is forgotten */
 }
 
 void sequencer_fact_member(struct sequencer *s, const struct seq_needs *needs, struct str room_id, struct str account,
     enum role role, uint64_t join_seq, uint64_t muted_until)
 {
     struct seq_room *room = room_find(s, room_id);
+    struct known_member *member;
 
     /* What memory holds is newer: it may be a change on its way to the database. And an answer to a question from
      * before a change was committed may be older than that. */
-    if (room && room->loaded && needs->asking > room->stale_asking && role && !member_find(s, room, account))
-        member_put(s, room, account, role, join_seq)->muted_until = muted_until;
+    if (!room || !room->loaded || needs->asking <= room->stale_asking || !role || member_find(s, room, account))
+        return;
+    member = member_find_or_make(s, room, account);
+    member->now = member->durable = (struct standing){role, join_seq, muted_until};
+    op_catch_up(room, member);
 }
 
 void sequencer_fact_target(struct sequencer *s, const struct seq_needs *needs, const struct seq_target_fact *fact)
 {
-    (void)s;
-    (void)needs;
-    (void)fact;
+    struct seq_room *room = room_find(s, fact->room_id);
+
+    /* As with members: memory is newer, and so was what it has forgotten. */
+    if (room && room->loaded && needs->asking > room->stale_asking && needs->asking > s->stale_targets &&
+        !target_find(s, room, fact->seq))
+        target_put(s, room, fact);
 }
 
 /* The same delivery, come again and parked: its dead letter is written. */
@@ -319,16 +368,29 @@ static void ask_again(struct sequencer *s, struct delivery *parked)
     list_push_back(&s->unasked, &parked->ask_link);
 }
 
-/* A row of this id is committed: what the log was asked about the id before may be answered from before. */
-static void ask_anew(struct sequencer *s, struct str room_id, struct id128 message_id)
+/* Is the row what the parked delivery asked the log about, by its own id or as the message it names? */
+static bool asks_about(const struct delivery *parked, const struct seq_row *row)
 {
-    struct seq_room *room = s->counters.parked ? room_find(s, room_id) : NULL;
+    const struct envelope *envelope = parked->envelope;
+
+    if (id128_eq(envelope->message_id, row->envelope->message_id))
+        return true;
+    if (!row->entry || !names_message(envelope))
+        return false;
+    return envelope->target_seq ? envelope->target_seq == row->entry->seq
+                                : id128_eq(envelope->target_id, row->message_id);
+}
+
+/* The row is committed: what the log was asked about it before may be answered from before. */
+static void ask_anew(struct sequencer *s, const struct seq_row *row)
+{
+    struct seq_room *room = s->counters.parked ? room_find(s, row->envelope->room_id) : NULL;
     struct list *at;
 
     for (at = room ? room->parked.next : NULL; room && at != &room->parked; at = at->next) {
         struct delivery *parked = list_entry(at, struct delivery, link);
 
-        if (parked->asking && id128_eq(parked->envelope->message_id, message_id))
+        if (parked->asking && asks_about(parked, row))
             ask_again(s, parked);
     }
 }
@@ -358,6 +420,15 @@ static void run_room(struct sequencer *s, struct seq_room *room, uint64_t now_ms
         room_free(s, room);
 }
 
+/* What the answer told may be older than what memory knew and has forgotten. */
+static bool answer_is_stale(const struct sequencer *s, const struct delivery *parked)
+{
+    if (!parked->room->loaded)
+        return false;
+    return parked->asking <= parked->room->stale_asking ||
+           (names_message(parked->envelope) && parked->asking <= s->stale_targets);
+}
+
 void sequencer_facts_done(struct sequencer *s, const struct seq_needs *needs, bool ok, uint64_t now_ms)
 {
     struct list run, *at, *next;
@@ -371,7 +442,7 @@ void sequencer_facts_done(struct sequencer *s, const struct seq_needs *needs, bo
             continue;
         if (parked->room->room_asking == needs->asking)
             parked->room->room_asking = 0;
-        if (!ok || (parked->room->loaded && needs->asking <= parked->room->stale_asking)) {
+        if (!ok || answer_is_stale(s, parked)) {
             ask_again(s, parked);
             continue;
         }
@@ -386,11 +457,19 @@ void sequencer_facts_done(struct sequencer *s, const struct seq_needs *needs, bo
 
 /* --- deciding --- */
 
+/* It is never stored, refused neither. */
+static void drop_transient(struct sequencer *s, struct delivery *delivery, enum err err, const char *why)
+{
+    s->events.rejected(s->events.arg, delivery->envelope, err, why);
+    ring_settle(&s->ring, delivery->tag);
+    envelope_free(delivery->envelope);
+}
+
 static void decide(struct sequencer *s, struct delivery *delivery, uint64_t now_ms)
 {
     struct envelope *envelope = delivery->envelope;
     struct seq_room *room = delivery->room;
-    const char *why = NULL;
+    char why[RULES_WHY_MAX] = "";
     enum err err;
 
     if (envelope->transient && delivery->redelivered) { /* outside promise 1: shown once or not at all */
@@ -401,14 +480,15 @@ static void decide(struct sequencer *s, struct delivery *delivery, uint64_t now_
     if (!envelope->transient && settle_repeat(s, delivery))
         return;
     err = room->loaded ? ERR_OK : ERR_NO_SUCH_ROOM;
-    if (err)
-        why = err_sentence(err);
-    else if (!envelope->op)
-        err = check_sender(s, delivery, &why);
-    if (err)
-        row_dead(s, row_new(s, room->loaded ? room : NULL, delivery), envelope->message_id, err, why);
-    else
+    if (!err && !envelope->op)
+        err = check_sender(s, delivery, now_ms, why);
+    if (!err)
         accept(s, delivery, now_ms);
+    else if (envelope->transient)
+        drop_transient(s, delivery, err, *why ? why : err_sentence(err));
+    else
+        row_dead(s, row_new(s, room->loaded ? room : NULL, delivery), envelope->message_id, err,
+            *why ? why : err_sentence(err));
 }
 
 /* Its id is known already: nothing new, or (other content) a conflict. */
@@ -445,26 +525,36 @@ static bool settle_repeat(struct sequencer *s, struct delivery *delivery)
     return true;
 }
 
-static enum err check_sender(struct sequencer *s, const struct delivery *delivery, const char **why)
+/* An empty sentence: the code says it. */
+static enum err check_sender(
+    struct sequencer *s, const struct delivery *delivery, uint64_t now_ms, char why[RULES_WHY_MAX])
 {
     const struct envelope *envelope = delivery->envelope;
     struct seq_room *room = delivery->room;
-    struct known_member *member;
-    enum err err = ERR_OK;
+    uint64_t muted;
 
-    if (room->removed) {
-        err = ERR_ROOM_GONE;
-    } else if (envelope->sender.p[0] != '@') {
-        member = member_find(s, room, envelope->sender);
-        if (!member || !member->role)
-            err = ERR_NOT_MEMBER;
+    if (room->now.removed)
+        return ERR_ROOM_GONE;
+    if (envelope->sender.p[0] != '@') {
+        struct known_member *member = member_find(s, room, envelope->sender);
+
+        if (!member || !member->now.role)
+            return ERR_NOT_MEMBER;
+        muted = member_muted(room, member, now_ms > room->last_at ? now_ms : room->last_at);
+        if (muted) {
+            rules_say_muted(muted, why);
+            return ERR_FORBIDDEN;
+        }
+        if (envelope->mentions_all && !rules_allow(&s->settings.rules, RULE_MENTION_ALL, member->now.role)) {
+            rules_say(&s->settings.rules, RULE_MENTION_ALL, why);
+            return ERR_FORBIDDEN;
+        }
     }
-    *why = err_sentence(err);
-    if (!err && envelope->quote_seq > room->last_seq) {
-        err = ERR_BAD_REQUEST;
-        *why = "the quoted seq does not exist in the room";
+    if (envelope->quote_seq > room->last_seq) {
+        snprintf(why, RULES_WHY_MAX, "the quoted seq does not exist in the room");
+        return ERR_BAD_REQUEST;
     }
-    return err;
+    return ERR_OK;
 }
 
 static void show_transient(struct sequencer *s, struct delivery *delivery, uint64_t now_ms)
@@ -582,6 +672,8 @@ static void entry_committed(struct sequencer *s, struct seq_row *row)
     room->durable_seq = row->entry->seq;
     room->durable_epoch = row->entry->epoch;
     s->events.durable(s->events.arg, room->room_id, room->room_no, room->durable_seq, room->durable_epoch);
+    if (s->events.sent && row->entry->type == ENTRY_MESSAGE && row->envelope->sender.p[0] != '@')
+        s->events.sent(s->events.arg, room->room_id, room->room_no, row->envelope->sender, row->entry->seq);
     if (row->envelope->op)
         op_committed(s, row);
     if (row->barrier) {
@@ -590,42 +682,88 @@ static void entry_committed(struct sequencer *s, struct seq_row *row)
     }
 }
 
+/* What the caller of an op is told. An edit keeps its content there. */
+static struct str result_of(const struct seq_row *row)
+{
+    bool edit = row->entry && row->entry->type == ENTRY_EDITED;
+
+    return row->envelope->op && !edit ? row->meta : (struct str){NULL, 0};
+}
+
 void sequencer_committed(struct sequencer *s, struct seq_row *row)
 {
     struct seq_room *room = row->room;
 
     if (row->entry)
         entry_committed(s, row);
-    ask_anew(s, row->envelope->room_id, row->envelope->message_id);
+    ask_anew(s, row);
     s->events.settled(s->events.arg, row->envelope->message_id, row->dead ? row->dead : row->result,
         row->of_seq                ? row->of_seq
         : row->entry && !row->dead ? row->entry->seq
                                    : 0,
-        row->of_seq != 0, row->envelope->op ? row->meta : (struct str){NULL, 0});
+        row->of_seq != 0, result_of(row));
     ring_settle_row(&s->ring, row);
     row_free(s, row);
     if (room && room->reload && room_idle(room))
         room_free(s, room);
 }
 
-/* The seq stays, what it held does not. */
+/* It counts no more: all behind it in the room are uncommitted too, their running numbers fall by one. */
+static void uncount(struct seq_row *row)
+{
+    row->room->counted--;
+    for (struct list *at = &row->room_link; at != &row->room->rows; at = at->next) {
+        struct seq_row *later = list_entry(at, struct seq_row, room_link);
+
+        later->counted--;
+        if (later->entry)
+            later->entry->counted--;
+    }
+}
+
+/* The seq stays, what it held does not. row->content and row->meta are those of the void. */
+static void turn_void(struct sequencer *s, struct seq_row *row)
+{
+    if (!row->shown && !row->barrier) { /* it waits behind an op: what follows it must wait for it too */
+        row->barrier = true;
+        row->room->barriers++;
+    }
+    row_replace_entry(s, row, ENTRY_VOID);
+}
+
+/* There is no such message after all: what was to change it changes nothing. It has not been shown, as it is an op. */
+static void void_changes_of(struct sequencer *s, struct seq_row *message, uint64_t of_seq)
+{
+    struct known_target *target;
+
+    for (struct list *at = message->room_link.next; at != &message->room->rows; at = at->next) {
+        struct seq_row *row = list_entry(at, struct seq_row, room_link);
+
+        if (!row->entry || row->target.seq != message->entry->seq)
+            continue;
+        op_undo(s, row);
+        buf_reset(&row->text);
+        if (of_seq)
+            op_refuse(row, ERR_NO_SUCH_MESSAGE, NULL,
+                "this was a repeat of the message at seq %" PRIu64 ", which is in the log: name that one", of_seq);
+        else
+            op_refuse(row, ERR_NO_SUCH_MESSAGE, NULL, "the message was refused");
+        turn_void(s, row);
+    }
+    target = target_find(s, message->room, message->entry->seq);
+    if (target)
+        target_free(s, target);
+}
+
 static void become_void(struct sequencer *s, struct seq_row *row, uint64_t of_seq)
 {
-    struct list *at;
-
     assert(row->entry);
     if (row->envelope->op) {
         op_undo(s, row);
-    } else if (row->entry->type == ENTRY_MESSAGE && row->envelope->counted) {
-        /* It counts no more: all behind it in the room are uncommitted too, their running numbers fall by one. */
-        row->room->counted--;
-        for (at = &row->room_link; at != &row->room->rows; at = at->next) {
-            struct seq_row *later = list_entry(at, struct seq_row, room_link);
-
-            later->counted--;
-            if (later->entry)
-                later->entry->counted--;
-        }
+    } else if (row->entry->type == ENTRY_MESSAGE) {
+        if (row->envelope->counted)
+            uncount(row);
+        void_changes_of(s, row, of_seq);
     }
     buf_reset(&row->text);
     row->of_seq = of_seq;
@@ -633,11 +771,7 @@ static void become_void(struct sequencer *s, struct seq_row *row, uint64_t of_se
         buf_printf(&row->text, "\"of_seq\":%llu", (unsigned long long)of_seq);
     row->content = buf_str(&row->text);
     row->meta = (struct str){NULL, 0};
-    if (!row->shown && !row->barrier) { /* it waits behind an op: what follows it must wait for it too */
-        row->barrier = true;
-        row->room->barriers++;
-    }
-    row_replace_entry(s, row, ENTRY_VOID);
+    turn_void(s, row);
     row->message_id = (struct id128){{0}};
 }
 
@@ -688,9 +822,9 @@ bool sequencer_find_room(struct sequencer *s, struct str room_id, struct seq_roo
         .durable_seq = room->durable_seq,
         .durable_epoch = room->durable_epoch,
         .epoch = s->settings.epoch,
-        .muted_until = room->muted_until,
-        .members = room->members,
-        .removed = room->removed,
+        .muted_until = room->now.muted_until,
+        .members = room->now.members,
+        .removed = room->now.removed,
         .since_join = room->since_join,
         .direct = room->direct,
     };
@@ -705,9 +839,9 @@ enum role sequencer_find_member(
 
     if (!member || member->pins)
         return ROLE_NONE;
-    *join_seq = member->join_seq;
-    *muted_until = member->muted_until;
-    return member->role;
+    *join_seq = member->now.join_seq;
+    *muted_until = member->now.muted_until;
+    return member->now.role;
 }
 
 struct sequencer_counters sequencer_counters(const struct sequencer *s)

@@ -89,8 +89,7 @@ struct known_member *member_find(struct sequencer *s, const struct seq_room *roo
     return member;
 }
 
-struct known_member *member_put(
-    struct sequencer *s, const struct seq_room *room, struct str account, enum role role, uint64_t join_seq)
+struct known_member *member_find_or_make(struct sequencer *s, const struct seq_room *room, struct str account)
 {
     struct known_member *member = member_find(s, room, account);
 
@@ -102,8 +101,6 @@ struct known_member *member_put(
         list_push_back(&s->member_lru, &member->lru);
         map_insert(&s->members, member_hash(room->room_no, account), &member->by_account);
     }
-    member->role = role;
-    member->join_seq = join_seq;
     return member;
 }
 
@@ -112,6 +109,15 @@ void member_free(struct sequencer *s, struct known_member *member)
     map_remove(&s->members, &member->by_account);
     list_remove(&member->lru);
     free(member);
+}
+
+uint64_t member_muted(const struct seq_room *room, const struct known_member *member, uint64_t at_ms)
+{
+    uint64_t until = member->now.muted_until;
+
+    if (member->now.role < ROLE_ADMIN && room->now.muted_until > until)
+        until = room->now.muted_until;
+    return until > at_ms ? until : 0;
 }
 
 /* --- ids --- */
@@ -171,6 +177,125 @@ struct seq_row *dead_row_find(struct sequencer *s, struct id128 id)
     struct map_link *link = map_find(&s->dead_rows, id_hash(id), dead_row_is, &id);
 
     return link ? container_of(link, struct seq_row, by_id) : NULL;
+}
+
+/* --- messages that edits, recalls and deletes are about --- */
+
+struct target_key {
+    int64_t room_no;
+    uint64_t seq;
+    struct id128 id;
+};
+
+static bool target_has_seq(const struct map_link *link, const void *key)
+{
+    const struct known_target *target = container_of(link, struct known_target, by_seq);
+    const struct target_key *wanted = key;
+
+    return target->room_no == wanted->room_no && target->seq == wanted->seq;
+}
+
+static bool target_has_id(const struct map_link *link, const void *key)
+{
+    const struct known_target *target = container_of(link, struct known_target, by_id);
+    const struct target_key *wanted = key;
+
+    return target->room_no == wanted->room_no && id128_eq(target->id, wanted->id);
+}
+
+static uint64_t target_seq_hash(int64_t room_no, uint64_t seq)
+{
+    return map_hash_u64((uint64_t)room_no ^ map_hash_u64(seq));
+}
+
+static struct known_target *target_touch(struct sequencer *s, struct known_target *target)
+{
+    list_remove(&target->lru);
+    list_push_back(&s->target_lru, &target->lru);
+    return target;
+}
+
+struct known_target *target_find(struct sequencer *s, const struct seq_room *room, uint64_t seq)
+{
+    struct target_key key = {.room_no = room->room_no, .seq = seq};
+    struct map_link *link = map_find(&s->targets_by_seq, target_seq_hash(room->room_no, seq), target_has_seq, &key);
+
+    return link ? target_touch(s, container_of(link, struct known_target, by_seq)) : NULL;
+}
+
+static struct known_target *target_find_id(struct sequencer *s, const struct seq_room *room, struct id128 id)
+{
+    struct target_key key = {.room_no = room->room_no, .id = id};
+    struct map_link *link = map_find(&s->targets_by_id, id_hash(id), target_has_id, &key);
+
+    return link ? target_touch(s, container_of(link, struct known_target, by_id)) : NULL;
+}
+
+/* Uncommitted rows are few, and what is changed so soon is among the last. */
+static struct seq_row *row_named(struct sequencer *s, const struct seq_room *room, const struct envelope *envelope)
+{
+    struct seen *seen;
+
+    if (!envelope->target_seq) {
+        seen = seen_find(s, envelope->target_id);
+        return seen && seen->row && seen->row->room == room ? seen->row : NULL;
+    }
+    for (struct list *at = room->rows.prev; at != &room->rows; at = at->prev) {
+        struct seq_row *row = list_entry(at, struct seq_row, room_link);
+
+        if (row->entry && row->entry->seq <= envelope->target_seq)
+            return row->entry->seq == envelope->target_seq ? row : NULL;
+    }
+    return NULL;
+}
+
+struct known_target *target_of(struct sequencer *s, const struct seq_room *room, const struct envelope *envelope)
+{
+    struct known_target *target = envelope->target_seq ? target_find(s, room, envelope->target_seq)
+                                                       : target_find_id(s, room, envelope->target_id);
+    struct seq_row *row = target ? NULL : row_named(s, room, envelope);
+
+    if (row && row->entry->type == ENTRY_MESSAGE)
+        target = target_put(s, room,
+            &(struct seq_target_fact){
+                .seq = row->entry->seq,
+                .at = row->entry->at,
+                .sent_at = row->envelope->sent_at,
+                .message_id = row->message_id,
+                .sender = row->envelope->sender,
+                .kind = row->envelope->kind,
+            });
+    return target;
+}
+
+struct known_target *target_put(struct sequencer *s, const struct seq_room *room, const struct seq_target_fact *fact)
+{
+    struct known_target *target = xcalloc(1, sizeof *target + fact->sender.n + fact->kind.n);
+
+    target->room_no = room->room_no;
+    target->seq = fact->seq;
+    target->at = fact->at;
+    target->sent_at = fact->sent_at;
+    target->id = fact->message_id;
+    target->state = target->durable_state = fact->state;
+    memcpy(target->text, fact->sender.p, fact->sender.n);
+    memcpy(target->text + fact->sender.n, fact->kind.p, fact->kind.n);
+    target->sender = (struct str){target->text, fact->sender.n};
+    target->kind = (struct str){target->text + fact->sender.n, fact->kind.n};
+    list_push_back(&s->target_lru, &target->lru);
+    map_insert(&s->targets_by_seq, target_seq_hash(room->room_no, target->seq), &target->by_seq);
+    map_insert(&s->targets_by_id, id_hash(target->id), &target->by_id);
+    return target;
+}
+
+void target_free(struct sequencer *s, struct known_target *target)
+{
+    if (target->changed_asking > s->stale_targets)
+        s->stale_targets = target->changed_asking;
+    map_remove(&s->targets_by_seq, &target->by_seq);
+    map_remove(&s->targets_by_id, &target->by_id);
+    list_remove(&target->lru);
+    free(target);
 }
 
 /* --- tags --- */
@@ -334,6 +459,10 @@ void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum er
     row->dead_id = id;
     row->dead = err;
     row->why = why;
+    if (!row->entry) { /* the sentence may be made for this one alone */
+        buf_add(&row->text, why, strlen(why) + 1);
+        row->why = row->text.p;
+    }
     if (!row->entry && !id128_is_zero(id))
         map_insert(&s->dead_rows, id_hash(id), &row->by_id);
     s->counters.dead_total++;
@@ -359,6 +488,14 @@ void sequencer_trim(struct sequencer *s)
         next = at->next;
         if (!member->pins)
             member_free(s, member);
+    }
+    for (at = s->target_lru.next; s->targets_by_seq.count > s->settings.target_cache && at != &s->target_lru;
+         at = next) {
+        struct known_target *target = list_entry(at, struct known_target, lru);
+
+        next = at->next;
+        if (!target->pins)
+            target_free(s, target);
     }
     for (at = s->room_lru.next; s->rooms.count > s->settings.room_cache && at != &s->room_lru; at = next) {
         struct seq_room *room = list_entry(at, struct seq_room, lru);

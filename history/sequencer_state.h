@@ -1,6 +1,10 @@
 /*
  * What a sequencer keeps in memory, and the small steps on it. Private to the sequencer's files:
- * sequencer.c (the way of a delivery, commits), sequencer_op.c (room and member changes), sequencer_state.c (this).
+ * sequencer.c (the way of a delivery, commits), sequencer_op.c (room and member changes), sequencer_change.c (changes
+ * of messages), sequencer_state.c (this).
+ *
+ * What an op changes stands here twice: as it is for those who are decided next, and as it is committed. When an op is
+ * taken back, the latter and the changes that are still on their way make the former anew.
  */
 #ifndef ROOMD_HISTORY_SEQUENCER_STATE_H
 #define ROOMD_HISTORY_SEQUENCER_STATE_H
@@ -17,17 +21,33 @@ struct seen {
     struct seq_row *row; /* NULL: committed */
 };
 
-/* What we know of one account in one room. ROLE_NONE only while its leaving is not committed: absence is not
- * remembered. */
+struct standing {
+    enum role role; /* ROLE_NONE only while its leaving is not committed: absence is not remembered */
+    uint64_t join_seq, muted_until;
+};
+
+/* What we know of one account in one room. */
 struct known_member {
     struct map_link by_account;
     struct list lru;
     int64_t room_no;
-    uint64_t join_seq;
-    enum role role;
-    uint64_t muted_until;
+    struct standing now, durable;
     uint32_t pins; /* uncommitted changes */
     struct str account;
+    char text[];
+};
+
+/* What we know of a message that an edit, recall or delete is about. Only its state ever changes. */
+struct known_target {
+    struct map_link by_seq, by_id;
+    struct list lru;
+    int64_t room_no;
+    uint64_t seq, at, sent_at;
+    struct id128 id;
+    int16_t state, durable_state;
+    uint32_t pins;           /* uncommitted changes */
+    uint64_t changed_asking; /* answers up to this asking may be older than its last committed change */
+    struct str sender, kind;
     char text[];
 };
 
@@ -44,6 +64,15 @@ struct delivery {
     bool dead_known; /* its id is among the dead letters */
 };
 
+/* What ops change of a room. */
+struct room_state {
+    uint64_t muted_until; /* plain members may not speak before */
+    int32_t members, member_limit;
+    bool removed;
+    uint8_t owner_n;
+    char owner[ACCOUNT_MAX_BYTES];
+};
+
 struct seq_room {
     struct map_link by_id;
     struct list lru;
@@ -53,15 +82,13 @@ struct seq_room {
     int64_t room_no;
     uint64_t last_seq, last_at, counted;
     uint64_t durable_seq, durable_epoch;
-    uint64_t muted_until; /* plain members may not speak before */
-    int32_t members, member_limit;
+    struct room_state now, durable;
     uint64_t room_asking;  /* the asking that will tell the room itself; 0 = none */
-    uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members */
+    uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members, or than what is
+                            * remembered of the room at all */
     uint32_t barriers;     /* uncommitted ops: nothing behind the first is shown early */
-    bool loaded, removed, since_join, direct;
+    bool loaded, since_join, direct;
     bool reload; /* what an op did was taken back: forget the room when nothing hangs on it */
-    size_t owner_n;
-    char owner[ACCOUNT_MAX_BYTES];
     struct str room_id;
     char text[];
 };
@@ -83,12 +110,14 @@ struct sequencer {
     struct sequencer_settings settings;
     char shard_text[SHARD_MAX_BYTES + 1];
     struct sequencer_events events;
-    struct map rooms, members, seen, dead_rows;
-    struct list room_lru, member_lru, seen_age;
+    struct map rooms, members, seen, dead_rows, targets_by_seq, targets_by_id;
+    struct list room_lru, member_lru, seen_age, target_lru;
     size_t seen_committed;
     struct list rows;
     struct list unasked, asked;
     uint64_t askings;
+    uint64_t
+        stale_targets; /* answers up to this asking may be older than what was known of a message and is forgotten */
     struct tag_ring ring;
     struct sequencer_counters counters;
 };
@@ -101,9 +130,18 @@ void room_free(struct sequencer *s, struct seq_room *room);
 
 /* members */
 struct known_member *member_find(struct sequencer *s, const struct seq_room *room, struct str account);
-struct known_member *member_put(
-    struct sequencer *s, const struct seq_room *room, struct str account, enum role role, uint64_t join_seq);
+struct known_member *member_find_or_make(struct sequencer *s, const struct seq_room *room, struct str account);
 void member_free(struct sequencer *s, struct known_member *member);
+/* Until when this member may not speak in the room; 0: it may. */
+uint64_t member_muted(const struct seq_room *room, const struct known_member *member, uint64_t at_ms);
+
+/* messages that edits, recalls and deletes are about */
+struct known_target *target_find(struct sequencer *s, const struct seq_room *room, uint64_t seq);
+/* The message that the envelope names: remembered, or an uncommitted row of the room, which is remembered then. NULL:
+ * not known here. */
+struct known_target *target_of(struct sequencer *s, const struct seq_room *room, const struct envelope *envelope);
+struct known_target *target_put(struct sequencer *s, const struct seq_room *room, const struct seq_target_fact *fact);
+void target_free(struct sequencer *s, struct known_target *target);
 
 /* ids */
 struct seen *seen_find(struct sequencer *s, struct id128 id);
@@ -131,5 +169,23 @@ void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum er
 void op_apply(struct sequencer *s, struct seq_row *row, uint64_t now_ms);
 void op_committed(struct sequencer *s, struct seq_row *row);
 void op_undo(struct sequencer *s, struct seq_row *row);
+/* A member that is known only now: uncommitted changes of it are on top of what the log knows. */
+void op_catch_up(struct seq_room *room, struct known_member *member);
+
+/* what ops are told and show: JSON members without braces */
+void text_begin(struct buf *text, const char *name);
+void text_string(struct buf *text, const char *name, struct str value); /* p NULL: left out */
+/* content and meta share row->text: content first, meta from `cut` on */
+void text_give(struct seq_row *row, size_t cut);
+/* Why is a format; NULL: the code says it. Field NULL: none. The row becomes a void. */
+enum entry_type op_refuse(struct seq_row *row, enum err err, const char *field, const char *why, ...) PRINTF_LIKE(4, 5);
+/* ERR_OK, or not_member, or forbidden by the rule with its sentence (also when the role is not that of the rule). */
+enum err op_may(struct sequencer *s, const struct seq_row *row, enum rule rule, char why[RULES_WHY_MAX]);
+
+/* edits, recalls, deletes; at_ms: the time of the entry */
+enum entry_type change_message(struct sequencer *s, struct seq_row *row, uint64_t at_ms);
+void change_applied(struct sequencer *s, struct seq_row *row);
+void change_committed(struct sequencer *s, struct seq_row *row);
+void change_undo(struct sequencer *s, struct seq_row *row);
 
 #endif

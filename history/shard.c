@@ -81,7 +81,11 @@ static struct shard *shard_new(struct history *history, struct str name, uint64_
 {
     struct shard *shard = xcalloc(1, sizeof *shard);
     struct sequencer_events events = history_sequencer_events;
+    struct rules rules;
+    const char *why;
 
+    if (!rules_read(&rules, history->config->role_rules, &why)) /* told when the configuration was read */
+        rules_default(&rules);
     shard->history = history;
     memcpy(shard->name, name.p, name.n);
     snprintf(shard->queue, sizeof shard->queue, "roomd.shard.%s", shard->name);
@@ -100,6 +104,9 @@ static struct shard *shard_new(struct history *history, struct str name, uint64_
             .dedup_window = (size_t)history->config->dedup_window,
             .room_cache = part_of_cache(history, history->config->room_cache, 100),
             .member_cache = part_of_cache(history, history->config->member_cache, 1000),
+            .target_cache = part_of_cache(history, history->config->target_cache, 100),
+            .recall_window_ms = (uint64_t)history->config->recall_window_ms,
+            .rules = rules,
         },
         &events);
     return shard;

@@ -1,7 +1,9 @@
 #include "rules.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 static const char *const names[RULES] = {
     [RULE_ADD] = "add",
@@ -12,6 +14,18 @@ static const char *const names[RULES] = {
     [RULE_ROLE] = "role",
     [RULE_MENTION_ALL] = "mention_all",
     [RULE_RECALL] = "recall",
+};
+
+static const char *const acts[RULES] = {
+    [RULE_ADD] = "add accounts",
+    [RULE_REMOVE] = "remove others",
+    [RULE_RENAME] = "change name, extra or member_limit",
+    [RULE_NOTICE] = "change the notice",
+    [RULE_MUTE] = "mute",
+    [RULE_ROLE] = "give roles",
+    [RULE_MENTION_ALL] = "mention all",
+    [RULE_RECALL] = "recall or delete what others said",
+    [RULE_CLOSE] = "hand the room over or remove it",
 };
 
 void rules_default(struct rules *rules)
@@ -62,4 +76,20 @@ bool rules_read(struct rules *rules, const char *text, const char **why)
     }
     *rules = read;
     return true;
+}
+
+void rules_say(const struct rules *rules, enum rule rule, char why[RULES_WHY_MAX])
+{
+    snprintf(why, RULES_WHY_MAX, "to %s takes the role %s here", acts[rule], role_name(rules->least[rule]));
+}
+
+void rules_say_muted(uint64_t until_unix_ms, char why[RULES_WHY_MAX])
+{
+    time_t seconds = (time_t)(until_unix_ms / 1000);
+    struct tm parts;
+    char text[32] = "";
+
+    if (gmtime_r(&seconds, &parts))
+        strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+    snprintf(why, RULES_WHY_MAX, "muted in this room until %s (%" PRIu64 ")", text, until_unix_ms);
 }

@@ -29,6 +29,12 @@ struct rules {
 void rules_default(struct rules *rules);
 MUST_USE bool rules_read(struct rules *rules, const char *text, const char **why);
 
+/* What a refused one is told: "to mention all takes the role admin here", "muted in this room until
+ * 2026-11-21T09:00:00Z (1795251600000)". NUL-terminated. */
+#define RULES_WHY_MAX 128
+void rules_say(const struct rules *rules, enum rule rule, char why[RULES_WHY_MAX]);
+void rules_say_muted(uint64_t until_unix_ms, char why[RULES_WHY_MAX]);
+
 static inline bool rules_allow(const struct rules *rules, enum rule rule, enum role role)
 {
     return role != ROLE_NONE && role >= rules->least[rule];

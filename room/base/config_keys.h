@@ -44,7 +44,7 @@ CONFIG_KEY(room_cache, INT, "100000", 1000, 100000000, "rooms kept in memory per
 CONFIG_KEY(op_timeout_ms, MS, "5000", 100, 60000, "a room change not durable for so long answers timeout")
 CONFIG_KEY(recall_window_ms, MS, "120000", 0, 315360000000, "how long a sender may recall a message")
 CONFIG_KEY(role_rules, TEXT, "add=admin,remove=admin,rename=admin,notice=admin,mute=admin,role=owner,mention_all=member,recall=admin", 0, 0, "least role (member, admin, owner) for what an account does to a room; calls that name no account are not asked")
-CONFIG_KEY(target_cache, INT, "20000", 100, 10000000, "messages that edits and recalls were about, kept in memory per shard")
+CONFIG_KEY(target_cache, INT, "20000", 100, 10000000, "messages that edits and recalls were about, kept in memory")
 CONFIG_KEY(mark_flush_ms, MS, "250", 10, 60000, "read cursors are written at most so often, merged; the first after a pause at once")
 CONFIG_KEY(sent_flush_ms, MS, "1000", 10, 60000, "the same for the senders' own cursors, which follow what they send")
 CONFIG_KEY(mark_wait_ms, MS, "2000", 0, 60000, "how long MarkRead waits for an entry that is not durable yet")
