@@ -3,7 +3,7 @@
  * `all` stream enters.
  *
  *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid) ─▶
- * (seqs at a time) ─▶ finish
+ * (seqs at a time) ─▶ (behind the head: what has the account hidden) ─▶ finish
  *
  * Registration comes first: what happens from then on is seen, so a member.left that overtakes the answer wins, and no
  * entry falls between the answer and the first one live. Nothing is sent before everything is known. Each step is one
@@ -20,6 +20,8 @@ static void room_checked(struct history_access *access, enum err err);
 static void room_start(struct attach_room *room);
 static void cursor_checked(struct history_validity *validity, enum err err);
 static void step_done(struct attach *attach);
+static void ask_hidden(struct attach *attach);
+static void hidden_known(struct history_hidden *hidden, enum err err);
 static void finish_open(struct attach *attach);
 static void finish_more(struct attach *attach);
 
@@ -68,6 +70,7 @@ void attach_add(struct attach *attach, struct str room_id, const struct cursor *
         memcpy(room->room_id, room_id.p, room_id.n);
         list_init(&room->access.link);
         list_init(&room->validity.link);
+        list_init(&room->hidden.link);
     }
     if (after) {
         room->after = *after;
@@ -86,6 +89,7 @@ void attach_free(struct attach *attach)
     for (size_t i = 0; i < attach->room_count; i++) {
         history_access_forget(&attach->rooms[i]->access);
         history_validity_forget(&attach->rooms[i]->validity);
+        history_hidden_forget(&attach->rooms[i]->hidden);
         free(attach->rooms[i]);
     }
     free(attach->rooms);
@@ -196,7 +200,41 @@ static void step_done(struct attach *attach)
                 list_push_back(&attach->proxy->batch_at, &attach->batch_link);
                 return;
             }
-    attach_finish(attach);
+    if (attach->hidden_asked)
+        attach_finish(attach);
+    else
+        ask_hidden(attach);
+}
+
+/* Rooms that begin at the head show nothing older; what is hidden from now on is told. */
+static void ask_hidden(struct attach *attach)
+{
+    attach->hidden_asked = true;
+    attach->pending = 1; /* until all are asked */
+    for (size_t i = 0; i < attach->room_count; i++) {
+        struct attach_room *room = attach->rooms[i];
+
+        if (room->already || room->err || (!room->has_after && !room->by_time) ||
+            room->valid.seq >= room->access.head.seq || attach->stream->deliver == DELIVER_SIGNAL)
+            continue;
+        room->hidden.room_no = room->access.room_no;
+        room->hidden.account = room->access.account;
+        room->hidden.after_seq = room->valid.seq;
+        room->hidden.done = hidden_known;
+        attach->pending++;
+        history_ask_hidden(attach->proxy->history, &room->hidden);
+    }
+    step_done(attach);
+}
+
+static void hidden_known(struct history_hidden *hidden, enum err err)
+{
+    struct attach_room *room = container_of(hidden, struct attach_room, hidden);
+
+    room->err = err;
+    for (size_t i = 0; i < hidden->count && !err; i++)
+        sub_hide(room->sub, hidden->seqs[i]);
+    step_done(room->attach);
 }
 
 /* ------------------------------------------------------------------ queries */
@@ -299,7 +337,7 @@ static void on_seqs(struct pg_query *query, enum err err, const PGresult *result
                     (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 1)};
             n++;
         }
-        attach_finish(attach);
+        ask_hidden(attach);
     }
     list_remove(&batch->link);
     free(batch);

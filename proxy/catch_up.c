@@ -124,14 +124,8 @@ static void serve_one(struct sub *sub, struct chunk *chunks, size_t count, uint6
     uint64_t seq = sub->seq;
 
     for (size_t i = 0; i < count; i++) {
-        struct bytes *bytes = chunk_encode(&chunks[i], encoding, view_room_id(sub->view), complete_ms);
-
-        if (!stream_has_room(stream, bytes->n))
+        if (!sub_push_chunk(sub, &chunks[i], encoding, complete_ms))
             break;
-        stream_push(stream, bytes, sub, seq);
-        if (stream->poll)
-            poll_moved(stream, view_room_id(sub->view), chunks[i].upto);
-        stream->proxy->count.deliveries += chunks[i].count;
         seq = chunks[i].upto.seq;
     }
     sub_behind(sub, seq);

@@ -20,6 +20,8 @@
 #include "room/base/map.h"
 #include "ws_frame.h"
 
+struct audience;
+
 enum transport { TRANSPORT_WS, TRANSPORT_SSE, TRANSPORT_NDJSON, TRANSPORT_POLL, TRANSPORTS };
 enum deliver { DELIVER_EARLY, DELIVER_DURABLE, DELIVER_SIGNAL };
 /* How a chunk of events is written for a transport; see encode.c. */
@@ -165,6 +167,7 @@ struct sub {
     struct stream *stream;
     uint64_t seq; /* served up to here; LIVE: the view's done */
     struct unproven *unproven;
+    struct hidden *hidden;      /* entries that its account has hidden from itself; NULL: none */
     struct catch_up_read *read; /* READING: the read it waits for; NULL: waits to try again */
     uint32_t reads_before;      /* reads of the store that were on their way when it registered: may be older than it */
     uint8_t state;
@@ -181,8 +184,18 @@ void sub_reset(struct sub *sub, struct cursor valid); /* tells the reader to go 
 void sub_end(
     struct sub *sub, const char *reason); /* room.left, then frees; a stream with named rooms and none left ends */
 struct sub *sub_find(struct stream *stream, const struct view *view);
+/* Queues what of a chunk the sub gets. false: the queue has no room for it. */
+bool sub_push_chunk(struct sub *sub, struct chunk *chunk, enum encoding encoding, uint64_t complete_ms);
 void sub_left(
     struct sub *sub, const char *reason); /* its account is no member any more: nothing of the room from now on */
+
+/* What its account has hidden from itself: left out, as far as the sub had not shown it already. */
+void sub_hide(struct sub *sub, uint64_t seq);
+bool sub_hides(const struct sub *sub, uint64_t above_seq, uint64_t upto_seq); /* anything in between? */
+/* A chunk without what is hidden; *count entries are left. NULL: none. The caller's. */
+struct bytes *hidden_encode(
+    const struct sub *sub, const struct chunk *chunk, enum encoding encoding, uint64_t complete_ms, size_t *count);
+void hidden_told(struct proxy *proxy, const struct audience *audience, struct str json); /* message.hidden */
 
 /* Pieces for subs that are behind, shared by all who want the same within one loop turn (many streams resume at one
  * cursor). */
@@ -312,6 +325,7 @@ enum attach_kind { ATTACH_OPEN, ATTACH_SUBSCRIBE, ATTACH_ENTER };
 struct attach_room {
     struct history_access access;
     struct history_validity validity;
+    struct history_hidden hidden;
     struct attach *attach;
     struct sub *sub;
     struct cursor after;
@@ -333,8 +347,9 @@ struct attach {
     size_t nth; /* in its batch */
     struct attach_room **rooms;
     size_t room_count, room_capacity, pending;
-    uint64_t resume_ms;  /* rooms without a position go on from this server time; 0 = from the head */
-    bool timed;          /* the rooms' seqs at resume_ms are known */
+    uint64_t resume_ms; /* rooms without a position go on from this server time; 0 = from the head */
+    bool timed;         /* the rooms' seqs at resume_ms are known */
+    bool hidden_asked;
     bool finished;       /* waits for the stream itself to be open */
     char accept_key[29]; /* WS */
     bool subprotocol;

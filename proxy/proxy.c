@@ -315,6 +315,7 @@ void proxy_tell_account(struct proxy *proxy, struct str account, struct str json
 
     if (!audience)
         return;
+    hidden_told(proxy, audience, json);
     list_for_each (stream, &audience->streams, audience_link)
         if (stream->state == STREAM_LIVE)
             stream_say_droppable(stream, json);

@@ -6,6 +6,7 @@
 
 static void enter_list(struct sub *sub, enum view_list list, enum sub_state state);
 static bool push_piece(struct sub *sub, uint64_t upto);
+static bool push_own_piece(struct sub *sub, uint64_t upto);
 
 static bool is_durable(const struct sub *sub)
 {
@@ -51,6 +52,7 @@ void sub_free(struct sub *sub)
     list_remove(&sub->stream_link);
     sub->stream->sub_count--;
     view->sub_count--;
+    free(sub->hidden);
     free(sub);
     if (view->sub_count)
         view_signal_mode(view);
@@ -112,7 +114,7 @@ void sub_pump(struct sub *sub)
     else if (sub->seq == done)
         enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);
     else if (sub->seq >= view->run_base && sub->seq < view->run_top) {
-        if (push_piece(sub, done))
+        if (sub_hides(sub, sub->seq, done) ? push_own_piece(sub, done) : push_piece(sub, done))
             list_push_back(&sub->stream->behind, &sub->work_link);
     } else if (sub->seq < view->durable.seq)
         catch_up_want(
@@ -162,6 +164,48 @@ static const struct piece *piece_make(
     piece->bytes = bytes_hold(chunk_encode(&chunk, encoding, view_room_id(view), complete_ms));
     chunk_clear(&chunk);
     return piece;
+}
+
+bool sub_push_chunk(struct sub *sub, struct chunk *chunk, enum encoding encoding, uint64_t complete_ms)
+{
+    struct stream *stream = sub->stream;
+    bool own = sub->hidden && sub_hides(sub, chunk->before, chunk->upto.seq);
+    size_t count = chunk->count;
+    struct bytes *bytes = own ? hidden_encode(sub, chunk, encoding, complete_ms, &count)
+                              : chunk_encode(chunk, encoding, view_room_id(sub->view), complete_ms);
+    bool fits = !bytes || stream_has_room(stream, bytes->n);
+
+    if (fits && bytes)
+        stream_push(stream, bytes, sub, chunk->before);
+    if (own)
+        bytes_drop(bytes);
+    if (!fits)
+        return false;
+    if (stream->poll)
+        poll_moved(stream, view_room_id(sub->view), chunk->upto);
+    stream->proxy->count.deliveries += count;
+    return true;
+}
+
+/* The same for a sub that may not share a piece. */
+static bool push_own_piece(struct sub *sub, uint64_t upto)
+{
+    struct entry *entries[CATCH_UP_ENTRIES];
+    struct stream *stream = sub->stream;
+    struct chunk chunk;
+    size_t n = 0;
+    bool pushed;
+
+    while (n < countof(entries) && sub->seq + n < upto && (entries[n] = view_run_get(sub->view, sub->seq + n + 1)))
+        n++;
+    chunk = chunk_cut(entries, n);
+    pushed = sub_push_chunk(sub, &chunk, stream_encoding(stream), proxy_unix_ms(stream->proxy));
+    if (pushed)
+        sub->seq = chunk.upto.seq;
+    else
+        list_push_front(&stream->behind, &sub->work_link);
+    chunk_clear(&chunk);
+    return pushed;
 }
 
 /* false: no room in the queue now; the sub stays first in line. */

@@ -417,17 +417,11 @@ static void push_chunks(struct view *view, struct list *live, struct chunk *chun
         enum encoding encoding = stream_encoding(stream);
 
         for (size_t i = 0; i < count; i++) {
-            struct bytes *bytes = chunk_encode(&chunks[i], encoding, view_room_id(view), complete_ms);
-
-            if (!stream_has_room(stream, bytes->n)) {
-                sub_behind(sub, chunks[i].before);
-                stream_overflow(stream);
-                break;
-            }
-            stream_push(stream, bytes, sub, chunks[i].before);
-            if (stream->poll)
-                poll_moved(stream, view_room_id(view), chunks[i].upto);
-            view->proxy->count.deliveries += chunks[i].count;
+            if (sub_push_chunk(sub, &chunks[i], encoding, complete_ms))
+                continue;
+            sub_behind(sub, chunks[i].before);
+            stream_overflow(stream);
+            break;
         }
     }
 }

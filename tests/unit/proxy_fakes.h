@@ -33,6 +33,9 @@ struct fake_room {
     char members[64][16];
     uint64_t join_seq[64];
     int member_count;
+    const char *hidden_by; /* the account that has hidden these */
+    uint64_t hidden[64];
+    size_t hidden_count;
 };
 
 struct wire {
@@ -60,7 +63,7 @@ static struct {
     struct proxy *proxy;
     struct fake_room *rooms[64];
     int room_count;
-    struct list accesses, validities, ranges, wires;
+    struct list accesses, validities, ranges, hiddens, wires;
     struct list queries; /* struct fake_query */
     bool database_away, followed;
     struct {
@@ -68,7 +71,7 @@ static struct {
         struct entry *entries[512]; /* as they were when it was asked */
         size_t count;
     } asked[8];
-    int ranges_read, accesses_asked, validities_asked, queries_asked;
+    int ranges_read, accesses_asked, validities_asked, hiddens_asked, queries_asked;
     struct roomd_ticket_keys keys;
     uint64_t now_ms;
     bool drained;
@@ -172,6 +175,32 @@ void history_range_forget(struct history_range *range)
 {
     list_remove(&range->link);
     fake_read_over(range);
+}
+
+void history_ask_hidden(struct history *history, struct history_hidden *hidden)
+{
+    (void)history;
+    world.hiddens_asked++;
+    list_push_back(&world.hiddens, &hidden->link);
+}
+
+void history_hidden_forget(struct history_hidden *hidden)
+{
+    list_remove(&hidden->link);
+}
+
+static void fake_answer_hidden(struct history_hidden *hidden)
+{
+    const struct fake_room *room = fake_room_no(hidden->room_no);
+    bool any = room->hidden_by && str_is(hidden->account, room->hidden_by);
+
+    hidden->seqs = room->hidden;
+    hidden->count = any ? room->hidden_count : 0;
+    while (hidden->count && *hidden->seqs <= hidden->after_seq) {
+        hidden->seqs++;
+        hidden->count--;
+    }
+    hidden->done(hidden, world.database_away ? ERR_UNAVAILABLE : ERR_OK);
 }
 
 void history_follow(struct history *history, struct str shard, bool follow)
@@ -425,6 +454,9 @@ static void turn(void)
     list_splice_back(&asked, &world.ranges);
     while ((link = list_pop_front(&asked)))
         fake_answer_range(list_entry(link, struct history_range, link));
+    list_splice_back(&asked, &world.hiddens);
+    while ((link = list_pop_front(&asked)))
+        fake_answer_hidden(list_entry(link, struct history_hidden, link));
     fake_settle_wires();
     uv_run(&world.loop, UV_RUN_NOWAIT);
 }
@@ -458,6 +490,7 @@ static int world_open(void **state)
     list_init(&world.accesses);
     list_init(&world.validities);
     list_init(&world.ranges);
+    list_init(&world.hiddens);
     list_init(&world.wires);
     list_init(&world.queries);
     world.now_ms = 1770000000000;
