@@ -151,32 +151,27 @@ static void accounts_on_rows(struct pg_query *query, enum err err, const PGresul
 /* ----------------------------------------------------------------------------------------------------- ListRooms */
 
 /*
- * Unread: the room's number of counted messages minus the member's at its read cursor; that counts the account's own
- * messages too, which nobody sees far from the head. Within 50 entries of the head the rows themselves are counted: own
- * and recalled ones out. A row is counted when it raised the running number. Mentions are looked for in the newest 200
- * entries behind the cursor, to bound what a page can cost.
+ * last: the newest entry the account may see and has not hidden. Edits, recalls and deletes show in the message they
+ * change, voids hold nothing. Unread and mentions are counted where the rows are (0005_living_log.sql); what is read to
+ * its end is not asked.
  */
 static const struct pg_statement rooms_page_statement = {
     .name = "room_rooms_page",
-    .sql =
-        "WITH page AS (SELECT m.room_no, m.join_seq, m.read_seq, m.read_n, h.last_at "
-        "FROM room_member m JOIN room r ON r.room_no = m.room_no JOIN room_head h ON h.room_no = m.room_no "
-        "WHERE m.account = $1 AND NOT r.removed AND (h.last_at, m.room_no) < ($2, $3) "
-        "ORDER BY h.last_at DESC, m.room_no DESC LIMIT $4) "
-        "SELECT room_object(r, h), r.room_id, p.last_at, p.room_no, p.read_seq, "
-        "CASE WHEN h.last_seq - p.read_seq <= 50 THEN u.unread ELSE h.counted - p.read_n END, "
-        "u.mentioned, " ENTRY_COLUMNS(
-            "e") " FROM page p JOIN room r ON r.room_no = p.room_no JOIN room_head h ON h.room_no = p.room_no "
-                 "LEFT JOIN log_entry e ON e.room_no = p.room_no AND e.seq = h.last_seq AND e.seq >= p.join_seq "
-                 "CROSS JOIN LATERAL (SELECT count(*) AS unread, count(*) FILTER (WHERE CASE WHEN meta LIKE "
-                 "'%\"mentions\"%' "
-                 "THEN (('{' || meta || '}')::jsonb -> 'mentions') ?| ARRAY[$1, '@all'] END) AS mentioned "
-                 "FROM (SELECT w.sender, w.state, w.meta, w.type, w.counted > lag(w.counted, 1, "
-                 "CASE WHEN h.last_seq - 200 > p.read_seq THEN w.counted ELSE p.read_n END) OVER (ORDER BY w.seq) AS "
-                 "counts "
-                 "FROM log_entry w WHERE w.room_no = p.room_no AND w.seq > greatest(p.read_seq, h.last_seq - 200)) x "
-                 "WHERE counts AND type = 1 AND state < 2 AND sender <> $1) u "
-                 "ORDER BY p.last_at DESC, p.room_no DESC",
+    .sql = "WITH page AS (SELECT m.room_no, m.join_seq, m.read_seq, m.read_n, h.last_at "
+           "FROM room_member m JOIN room r ON r.room_no = m.room_no JOIN room_head h ON h.room_no = m.room_no "
+           "WHERE m.account = $1 AND NOT r.removed AND (h.last_at, m.room_no) < ($2, $3) "
+           "ORDER BY h.last_at DESC, m.room_no DESC LIMIT $4) "
+           "SELECT room_object(r, h), r.room_id, p.last_at, p.room_no, p.read_seq, "
+           "CASE WHEN p.read_seq < h.last_seq THEN "
+           "unread_of(p.room_no, $1, p.read_seq, p.read_n, h.last_seq, h.counted) ELSE 0::bigint END, "
+           "CASE WHEN p.read_seq < h.last_seq THEN mentioned_of(p.room_no, $1, p.read_seq) ELSE 0::bigint "
+           "END, " ENTRY_COLUMNS("e") " FROM page p JOIN room r ON r.room_no = p.room_no "
+                                      "JOIN room_head h ON h.room_no = p.room_no LEFT JOIN LATERAL ("
+                                      "SELECT * FROM log_entry w WHERE w.room_no = p.room_no AND w.seq >= p.join_seq "
+                                      "AND w.type NOT IN (0, 2, 3, 4) AND NOT EXISTS (SELECT 1 FROM hidden_entry d "
+                                      "WHERE d.room_no = p.room_no AND d.account = $1 AND d.seq = w.seq) "
+                                      "ORDER BY w.seq DESC LIMIT 1) e ON true "
+                                      "ORDER BY p.last_at DESC, p.room_no DESC",
     .params = 4,
 };
 

@@ -295,11 +295,12 @@ def test_rooms_are_listed_page_by_page(api):
 def test_mentions_and_unread_leave_out_tips_and_own_messages(api):
     me = fresh("me")
     room = api.create_room(me, "peer")["room_id"]
+    api.push(room, me, "mine", mentions=[me], wait="durable")
+    wait_for(lambda: api.ok("room/ListRooms", account_id=me)["rooms"][0]["read_seq"] == 1)
     api.push(room, "peer", "1")
     api.push(room, "peer", "2", mentions=[me])
     api.push(room, "peer", "3", mentions=["@all"])
     api.push(room, "peer", "4", mentions=["somebody"])
-    api.push(room, me, "mine", mentions=[me])
     api.push(room, "@system", {"body": "tip"}, kind="tip", wait="durable")
     listed = api.ok("room/ListRooms", account_id=me)["rooms"][0]
     assert (listed["unread"], listed["mentioned"]) == (4, 2)
