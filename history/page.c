@@ -169,6 +169,16 @@ static void page_send(struct page *page)
     pg_params_clear(&params);
 }
 
+/* A newer program may have written what this one does not know: a seq that holds nothing, as far as it can tell. */
+static void forget_unknown(struct entry_parts *parts)
+{
+    if (parts->type < ENTRY_TYPES && parts->state >= 0 && parts->state <= 3)
+        return;
+    parts->type = ENTRY_VOID;
+    parts->state = 0;
+    parts->content = (struct str){NULL, 0};
+}
+
 struct entry *entry_from_row(struct str room_id, int64_t room_no, const PGresult *result, int row, int column)
 {
     struct entry_parts parts = {
@@ -188,6 +198,7 @@ struct entry *entry_from_row(struct str room_id, int64_t room_no, const PGresult
         .meta = pg_get_str(result, row, column + 11),
     };
 
+    forget_unknown(&parts);
     return entry_new(&parts);
 }
 

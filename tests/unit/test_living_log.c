@@ -482,6 +482,27 @@ static void the_log_shows_messages_as_they_are_now_and_edits_without_what_was_ta
     rig_crash(rig);
 }
 
+/* While programs are replaced one by one. */
+static void what_a_newer_program_wrote_is_a_void_for_this_one(void **state)
+{
+    RIG_OR_SKIP(rig);
+    struct pull_call call;
+
+    start_with_rooms(rig, 1);
+    for (int i = 1; i <= 3; i++)
+        say_number(rig, i);
+    wait_durable(rig, 3);
+    database_run(rig->sql, "UPDATE log_entry SET type = 99, content = '\"new\":1' WHERE seq = 1");
+    database_run(rig->sql, "UPDATE log_entry SET state = 9 WHERE seq = 2");
+    pull_all(rig, &call);
+    assert_null(strstr(call.text, "new"));
+    assert_null(strstr(call.text, "m2"));
+    assert_non_null(strstr(call.text, "{\"type\":\"void\","));
+    assert_non_null(strstr(call.text, ",\"seq\":2,"));
+    assert_non_null(strstr(call.text, "\"content\":\"m3\""));
+    rig_crash(rig);
+}
+
 struct range_call {
     struct history_range range;
     bool answered;
@@ -534,6 +555,209 @@ static void a_read_on_its_way_takes_nobody_in(void **state)
     rig_crash(rig);
 }
 
+/* ---------------------------------------------------------------------------------------------- through the owner */
+
+struct op_call {
+    struct history_op op;
+    bool answered;
+    enum err err;
+    char room_id[ROOM_ID_MAX_BYTES + 1], args[200], result[300];
+};
+
+static void on_op(struct history_op *op, enum err err)
+{
+    struct op_call *call = container_of(op, struct op_call, op);
+
+    assert_false(call->answered);
+    call->answered = true;
+    call->err = err;
+    snprintf(call->result, sizeof call->result, "%.*s", STR_ARG(op->result));
+}
+
+static bool op_answered(void *arg)
+{
+    return ((struct op_call *)arg)->answered;
+}
+
+static void submit(struct rig *rig, struct op_call *call, enum op_kind kind, const char *by, const char *args)
+{
+    *call = (struct op_call){.op = {.kind = kind, .by = str_of(by), .done = on_op}};
+    rig_room_id(rig, 0, call->room_id);
+    snprintf(call->args, sizeof call->args, "%s", args);
+    call->op.room_id = str_of(call->room_id);
+    call->op.args = str_of(call->args);
+    history_submit_op(rig->history, &call->op);
+}
+
+static void assert_op(struct rig *rig, enum op_kind kind, const char *by, const char *args, enum err err)
+{
+    static struct op_call call; /* still asked for when a claim fails */
+
+    submit(rig, &call, kind, by, args);
+    assert_true(loop_until(rig->loop, op_answered, &call, WAIT_MS));
+    if (call.err != err)
+        fail_msg("%s %s: %s %s", by, args, err_code(call.err), call.result);
+}
+
+static void edits_in_quick_succession_end_with_the_last_one(void **state)
+{
+    static struct op_call calls[40];
+    RIG_OR_SKIP(rig);
+
+    start_with_rooms(rig, 1);
+    for (int i = 1; i <= 4; i++)
+        say_number(rig, i);
+    wait_durable(rig, 4);
+    for (size_t i = 0; i < countof(calls); i++) {
+        char args[100];
+
+        snprintf(args, sizeof args, "\"target_seq\":%zu,\"content\":\"edit %zu\"", i % 8 ? 2 : i / 8 % 4 + 1, i);
+        submit(rig, &calls[i], OP_MESSAGE_EDIT, "ada", args);
+    }
+    for (size_t i = 0; i < countof(calls); i++) {
+        assert_true(loop_until(rig->loop, op_answered, &calls[i], WAIT_MS));
+        assert_int_equal(calls[i].err, ERR_OK);
+    }
+
+    assert_content(rig, 2, "\"edit 39\"");
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE type = 2"), countof(calls));
+    assert_int_equal(
+        rig_number(rig, "SELECT count(*) FROM log_entry m WHERE type = 1 AND content <> (SELECT substr(e.meta, 11)"
+                        " FROM log_entry e WHERE e.target_seq = m.seq ORDER BY e.seq DESC LIMIT 1)"),
+        0);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE type = 1 AND state = 1"), 4);
+    rig_check_log(rig);
+    rig_crash(rig);
+}
+
+static void take_over(struct rig *rig)
+{
+    rig_crash(rig);
+    rig_start(rig);
+    rig_take_all(rig);
+}
+
+/* Who owns the room now never saw the message: what it must know of it comes from the log. */
+static void an_old_message_is_edited_and_recalled_after_a_takeover(void **state)
+{
+    RIG_OR_SKIP(rig);
+
+    start_with_rooms(rig, 1);
+    say(rig, "m1", "one", ",\"sent_at\":7,\"mentions\":[\"bob\",\"\\u0064ora\"]");
+    say(rig, "m2", "two", "");
+    wait_durable(rig, 2);
+    assert_mentions(rig, "1:bob 1:dora");
+    take_over(rig);
+
+    assert_op(rig, OP_MESSAGE_EDIT, "bob", "\"target_seq\":1,\"content\":\"forged\"", ERR_FORBIDDEN);
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", "\"target_seq\":1,\"content\":\"ONE\"", ERR_OK);
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", "\"target_seq\":4,\"content\":\"x\"", ERR_NO_SUCH_MESSAGE);
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", "\"target_seq\":77,\"content\":\"x\"", ERR_NO_SUCH_MESSAGE);
+    assert_content(rig, 1, "\"ONE\"");
+    assert_text(rig, "SELECT meta FROM log_entry WHERE seq = 1", "\"sent_at\":7,\"mentions\":[\"bob\",\"dora\"]");
+    assert_mentions(rig, "1:bob 1:dora");
+    take_over(rig);
+
+    assert_op(rig, OP_MESSAGE_RECALL, "bob", "\"target_seq\":1", ERR_OK); /* bob is an admin */
+    assert_int_equal(
+        rig_number(rig, "SELECT count(*) FROM log_entry WHERE content LIKE '%ONE%' OR meta LIKE '%ONE%'"), 0);
+    assert_mentions(rig, "");
+    take_over(rig);
+
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", "\"target_seq\":1,\"content\":\"x\"", ERR_CONFLICT);
+    assert_op(rig, OP_MESSAGE_DELETE, "", "\"target_seq\":1", ERR_OK);
+    assert_int_equal(rig_number(rig, "SELECT state FROM log_entry WHERE seq = 1"), 3);
+    rig_check_log(rig);
+    rig_crash(rig);
+}
+
+/* The time of a message comes from the log as well. */
+static void the_window_for_a_recall_does_not_begin_anew_with_a_takeover(void **state)
+{
+    RIG_OR_SKIP(rig);
+
+    rig->config.recall_window_ms = 600000;
+    start_with_rooms(rig, 1);
+    say(rig, "m1", "one", "");
+    say(rig, "m2", "two", "");
+    wait_durable(rig, 2);
+    database_run(rig->sql, "UPDATE log_entry SET at = at - 600000 WHERE seq = 1"); /* ten minutes ago */
+    take_over(rig);
+
+    assert_op(rig, OP_MESSAGE_RECALL, "ada", "\"target_seq\":1", ERR_TOO_LATE);
+    assert_op(rig, OP_MESSAGE_RECALL, "ada", "\"target_seq\":2", ERR_OK);
+    assert_states(rig, "0 2 0 0");
+    rig_crash(rig);
+}
+
+static void a_rich_text_keeps_when_it_was_sent_and_mentions_whom_its_edit_does(void **state)
+{
+    static const char parts[] = "\"content\":{\"parts\":[{\"type\":\"mention\",\"user_id\":\"%s\"}]}";
+    char body[1000], args[200], kim[100], room_id[ROOM_ID_MAX_BYTES + 1], id_text[ULID_TEXT + 1] = "";
+    PGresult *result;
+    struct id128 id;
+    RIG_OR_SKIP(rig);
+
+    start_with_rooms(rig, 1);
+    rig_room_id(rig, 0, room_id);
+    snprintf(body, sizeof body,
+        "{\"room_id\":\"%s\",\"sender\":\"ada\",\"client_msg_id\":\"m1\",\"kind\":\"rich_text\",\"sent_at\":123456789,"
+        "\"content\":{\"parts\":[{\"type\":\"mention\",\"user_id\":\"bob\"}]}}",
+        room_id);
+    rig_publish_body(rig, rig->cluster.shards[0].name, body);
+    wait_durable(rig, 1);
+    assert_mentions(rig, "1:bob");
+    take_over(rig);
+
+    result = PQexecParams(rig->sql, "SELECT message_id FROM log_entry", 0, NULL, NULL, NULL, NULL, 1);
+    memcpy(id.b, PQgetvalue(result, 0, 0), sizeof id.b);
+    PQclear(result);
+    ulid_write(id_text, id);
+    snprintf(kim, sizeof kim, parts, "kim");
+    snprintf(args, sizeof args, "\"target_id\":\"%s\",%s", id_text, kim);
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", args, ERR_OK);
+    assert_mentions(rig, "1:kim");
+    assert_text(rig, "SELECT meta FROM log_entry WHERE seq = 1", "\"sent_at\":123456789,\"mentions\":[\"kim\"]");
+    snprintf(args, sizeof args, "\"target_id\":\"%s\",\"content\":{\"parts\":[{\"type\":\"text\",\"text\":\"a\"}]}",
+        id_text);
+    assert_op(rig, OP_MESSAGE_EDIT, "ada", args, ERR_OK);
+    assert_mentions(rig, "");
+    assert_text(rig, "SELECT meta FROM log_entry WHERE seq = 1", "\"sent_at\":123456789");
+    rig_crash(rig);
+}
+
+static void roles_and_mutes_are_rows_and_hold_after_a_takeover(void **state)
+{
+    static const char ada[] = "SELECT role || ' ' || muted_until FROM room_member WHERE account = 'ada'";
+    RIG_OR_SKIP(rig);
+
+    start_with_rooms(rig, 1);
+    assert_op(rig, OP_ROOM_MUTE, "bob", "\"account_ids\":[\"ada\"],\"until\":4000000000000", ERR_OK);
+    assert_text(rig, ada, "1 4000000000000");
+    assert_op(rig, OP_ROOM_MUTE, "bob", "\"until\":4100000000000", ERR_OK);
+    assert_op(rig, OP_MEMBER_ADD, "", "\"account_ids\":[\"kim\"],\"role\":\"member\"", ERR_OK);
+    assert_int_equal(rig_number(rig, "SELECT muted_until FROM room"), 4100000000000);
+    take_over(rig);
+
+    rig_say(rig, 0, "ada", "m1", "may not speak");
+    rig_say(rig, 0, "kim", "m2", "nor I");
+    rig_say(rig, 0, "bob", "m3", "but I");
+    wait_durable(rig, 4);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE type = 1"), 1);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM outbox WHERE reason = 'forbidden'"), 2);
+    assert_int_equal(ask(rig, "ada").access.muted_until, 4100000000000);
+
+    assert_op(rig, OP_MEMBER_ROLE, "", "\"account_ids\":[\"ada\"],\"role\":\"admin\"", ERR_OK);
+    assert_text(rig, ada, "2 4000000000000");
+    assert_int_equal(ask(rig, "ada").access.muted_until, 4000000000000);
+    assert_op(rig, OP_ROOM_MUTE, "", "\"account_ids\":[\"ada\"],\"until\":0", ERR_OK);
+    assert_text(rig, ada, "2 0");
+    rig_say(rig, 0, "ada", "m4", "now I may");
+    wait_durable(rig, 7);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE client_msg_id = 'm4'"), 1);
+    rig_crash(rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -546,7 +770,13 @@ int main(void)
         cmocka_unit_test_setup_teardown(who_may_not_speak_is_told_alike_by_database_and_memory, begin, end),
         cmocka_unit_test_setup_teardown(
             the_log_shows_messages_as_they_are_now_and_edits_without_what_was_taken_back, begin, end),
+        cmocka_unit_test_setup_teardown(what_a_newer_program_wrote_is_a_void_for_this_one, begin, end),
         cmocka_unit_test_setup_teardown(a_read_on_its_way_takes_nobody_in, begin, end),
+        cmocka_unit_test_setup_teardown(edits_in_quick_succession_end_with_the_last_one, begin, end),
+        cmocka_unit_test_setup_teardown(an_old_message_is_edited_and_recalled_after_a_takeover, begin, end),
+        cmocka_unit_test_setup_teardown(the_window_for_a_recall_does_not_begin_anew_with_a_takeover, begin, end),
+        cmocka_unit_test_setup_teardown(a_rich_text_keeps_when_it_was_sent_and_mentions_whom_its_edit_does, begin, end),
+        cmocka_unit_test_setup_teardown(roles_and_mutes_are_rows_and_hold_after_a_takeover, begin, end),
     };
 
     signal(SIGPIPE, SIG_IGN);
