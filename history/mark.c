@@ -311,10 +311,11 @@ static const struct pg_statement move_statement = {
            "RETURNING k.n, m.room_no, m.account, m.read_seq, m.read_n) "
            "SELECT a.room_no, a.last_seq, a.direct, a.members, m.read_seq IS NOT NULL, v.n IS NOT DISTINCT FROM a.n, "
            "coalesce(v.read_seq, m.read_seq), CASE WHEN a.waiting AND coalesce(v.read_seq, m.read_seq) >= a.seq THEN "
-           "unread_of(a.room_no, a.account, coalesce(v.read_seq, m.read_seq), coalesce(v.read_n, m.read_n), "
-           "a.last_seq, a.counted) END "
+           "c.unread END "
            "FROM asked a LEFT JOIN moved v ON v.room_no = a.room_no AND v.account = a.account "
-           "LEFT JOIN room_member m ON m.room_no = a.room_no AND m.account = a.account COLLATE \"C\" ORDER BY a.n",
+           "LEFT JOIN room_member m ON m.room_no = a.room_no AND m.account = a.account COLLATE \"C\" "
+           "CROSS JOIN LATERAL counts_of(a.room_no, a.account, coalesce(v.read_seq, m.read_seq), "
+           "coalesce(v.read_n, m.read_n), a.last_seq, a.counted) c ORDER BY a.n",
     .params = 4,
 };
 enum { C_ROOM_NO, C_LAST_SEQ, C_DIRECT, C_MEMBERS, C_IS_MEMBER, C_MOVED, C_READ_SEQ, C_UNREAD };

@@ -152,8 +152,7 @@ static void accounts_on_rows(struct pg_query *query, enum err err, const PGresul
 
 /*
  * last: the newest entry the account may see and has not hidden. Edits, recalls and deletes show in the message they
- * change, voids hold nothing. Unread and mentions are counted where the rows are (0005_living_log.sql); what is read to
- * its end is not asked.
+ * change, voids hold nothing. Unread and mentions are counted where the rows are (counts_of).
  */
 static const struct pg_statement rooms_page_statement = {
     .name = "room_rooms_page",
@@ -162,16 +161,15 @@ static const struct pg_statement rooms_page_statement = {
            "WHERE m.account = $1 AND NOT r.removed AND (h.last_at, m.room_no) < ($2, $3) "
            "ORDER BY h.last_at DESC, m.room_no DESC LIMIT $4) "
            "SELECT room_object(r, h), r.room_id, p.last_at, p.room_no, p.read_seq, "
-           "CASE WHEN p.read_seq < h.last_seq THEN "
-           "unread_of(p.room_no, $1, p.read_seq, p.read_n, h.last_seq, h.counted) ELSE 0::bigint END, "
-           "CASE WHEN p.read_seq < h.last_seq THEN mentioned_of(p.room_no, $1, p.read_seq) ELSE 0::bigint "
-           "END, " ENTRY_COLUMNS("e") " FROM page p JOIN room r ON r.room_no = p.room_no "
-                                      "JOIN room_head h ON h.room_no = p.room_no LEFT JOIN LATERAL ("
-                                      "SELECT * FROM log_entry w WHERE w.room_no = p.room_no AND w.seq >= p.join_seq "
-                                      "AND w.type NOT IN (0, 2, 3, 4) AND NOT EXISTS (SELECT 1 FROM hidden_entry d "
-                                      "WHERE d.room_no = p.room_no AND d.account = $1 AND d.seq = w.seq) "
-                                      "ORDER BY w.seq DESC LIMIT 1) e ON true "
-                                      "ORDER BY p.last_at DESC, p.room_no DESC",
+           "c.unread, c.mentioned, " ENTRY_COLUMNS(
+               "e") " FROM page p JOIN room r ON r.room_no = p.room_no "
+                    "JOIN room_head h ON h.room_no = p.room_no LEFT JOIN LATERAL ("
+                    "SELECT * FROM log_entry w WHERE w.room_no = p.room_no AND w.seq >= p.join_seq "
+                    "AND w.type NOT IN (0, 2, 3, 4) AND NOT EXISTS (SELECT 1 FROM hidden_entry d "
+                    "WHERE d.room_no = p.room_no AND d.account = $1 AND d.seq = w.seq) "
+                    "ORDER BY w.seq DESC LIMIT 1) e ON true "
+                    "CROSS JOIN LATERAL counts_of(p.room_no, $1, p.read_seq, p.read_n, h.last_seq, h.counted) c "
+                    "ORDER BY p.last_at DESC, p.room_no DESC",
     .params = 4,
 };
 

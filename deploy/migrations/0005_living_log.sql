@@ -26,10 +26,12 @@ CREATE TABLE hidden_entry (                               -- "delete for me"
     PRIMARY KEY (room_no, account, seq)
 );
 
--- What an account has not read: running numbers, put right by what was taken back. Near the head, where own messages would show, the rows
--- themselves are counted. read_n is the running number at read_seq, last_n the one at the head.
-CREATE FUNCTION unread_of(p_room bigint, p_account text, p_read_seq bigint, p_read_n bigint, p_last_seq bigint, p_last_n bigint)
-RETURNS bigint LANGUAGE sql STABLE AS $$
+-- What an account has not read, and how often that mentions it. A table function, because the planner takes such a one apart and plans it with the
+-- query it stands in (a third of the time of two plain functions for 500 rooms); what is not selected is not computed.
+-- Unread: running numbers, put right by what was taken back. Near the head, where own messages would show, the rows themselves are counted. read_n is
+-- the running number at read_seq, last_n the one at the head. Mentioned: by name or with all; rows of what was recalled or deleted are gone.
+CREATE FUNCTION counts_of(p_room bigint, p_account text, p_read_seq bigint, p_read_n bigint, p_last_seq bigint, p_last_n bigint)
+RETURNS TABLE (unread bigint, mentioned bigint) LANGUAGE sql STABLE AS $$
     SELECT CASE
         WHEN p_read_seq >= p_last_seq OR p_read_n >= p_last_n THEN 0
         WHEN p_last_seq - p_read_seq <= 50 THEN (
@@ -38,13 +40,11 @@ RETURNS bigint LANGUAGE sql STABLE AS $$
         ELSE greatest(0, p_last_n - p_read_n - (
             SELECT count(*) FROM log_entry e WHERE e.room_no = p_room AND e.seq > p_read_seq AND e.seq <= p_last_seq
                 AND e.type = 1 AND e.state >= 2 AND e.kind <> 'tip'))
+        END,
+        CASE WHEN p_read_seq >= p_last_seq THEN 0 ELSE (
+            SELECT count(DISTINCT m.seq) FROM mention m JOIN log_entry e ON e.room_no = m.room_no AND e.seq = m.seq
+                WHERE m.room_no = p_room AND m.account IN (p_account, '@all') AND m.seq > p_read_seq AND e.sender <> p_account)
         END
-$$;
-
--- How often an account is mentioned, by name or with all, in what it has not read. Rows of what was recalled or deleted are gone.
-CREATE FUNCTION mentioned_of(p_room bigint, p_account text, p_read_seq bigint) RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT count(DISTINCT m.seq) FROM mention m JOIN log_entry e ON e.room_no = m.room_no AND e.seq = m.seq
-        WHERE m.room_no = p_room AND m.account IN (p_account, '@all') AND m.seq > p_read_seq AND e.sender <> p_account
 $$;
 
 -- Part of append(): what edits (state 1), recalls (2) and deletes (3) make of their messages. One at a time and never by a scan: the plans are kept for
