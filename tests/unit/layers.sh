@@ -49,6 +49,7 @@ check adapter -- room/base room history proxy room/server
 check room room/base gateway-adapter -- history proxy room/server
 check history room/base gateway-adapter room -- proxy room/server
 check proxy room/base gateway-adapter room history -- room/server
+check baseservice room/base -- gateway-adapter room history proxy room/server
 check server room/base gateway-adapter room history proxy --
 
 # The way round the search path.
