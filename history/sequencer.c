@@ -731,7 +731,7 @@ static void turn_void(struct sequencer *s, struct seq_row *row)
     row_replace_entry(s, row, ENTRY_VOID);
 }
 
-/* There is no such message after all: what was to change it changes nothing. It has not been shown, as it is an op. */
+/* There is no such message after all: what was judged by it is told so. It has not been shown, as it is an op. */
 static void void_changes_of(struct sequencer *s, struct seq_row *message, uint64_t of_seq)
 {
     struct known_target *target;
@@ -739,7 +739,7 @@ static void void_changes_of(struct sequencer *s, struct seq_row *message, uint64
     for (struct list *at = message->room_link.next; at != &message->room->rows; at = at->next) {
         struct seq_row *row = list_entry(at, struct seq_row, room_link);
 
-        if (!row->entry || row->target.seq != message->entry->seq)
+        if (!row->entry || row->judged_by != message->entry->seq)
             continue;
         op_undo(s, row);
         buf_reset(&row->text);

@@ -78,17 +78,19 @@ struct seq_row {
     size_t member_count;
     struct seq_room_change change;
     struct seq_target_change target;
-    enum err dead;         /* not ERR_OK: goes to the outbox with this reason */
-    const char *why;       /* the sentence to it; good as long as the row */
-    struct id128 dead_id;  /* message_id of the outbox row; zero: null there (a body that was no message) */
-    enum err result;       /* ops: what the caller is told */
-    bool shown;            /* given to shown() already */
-    bool barrier;          /* it and what follows it in its room are shown after its commit */
-    bool sent;             /* the writer's: on its way to the database */
-    size_t bytes;          /* counts against the unpersisted bound */
-    struct buf text;       /* owns content/meta of ops and voids */
-    uint64_t first_tag;    /* the sequencer's: deliveries this row settles */
-    struct seen *seen;     /* the sequencer's: its id among those that are known */
+    uint64_t judged_by;   /* the sequencer's: the message that an edit, recall or delete was judged by, also when it was
+                           * refused or changes nothing; 0 = none */
+    enum err dead;        /* not ERR_OK: goes to the outbox with this reason */
+    const char *why;      /* the sentence to it; good as long as the row */
+    struct id128 dead_id; /* message_id of the outbox row; zero: null there (a body that was no message) */
+    enum err result;      /* ops: what the caller is told */
+    bool shown;           /* given to shown() already */
+    bool barrier;         /* it and what follows it in its room are shown after its commit */
+    bool sent;            /* the writer's: on its way to the database */
+    size_t bytes;         /* counts against the unpersisted bound */
+    struct buf text;      /* owns content/meta of ops and voids */
+    uint64_t first_tag;   /* the sequencer's: deliveries this row settles */
+    struct seen *seen;    /* the sequencer's: its id among those that are known */
     struct map_link by_id; /* the sequencer's */
 };
 

@@ -125,6 +125,7 @@ static enum entry_type decide_edit(
         return refuse_muted(row, muted);
     if (!target)
         return op_refuse(row, ERR_NO_SUCH_MESSAGE, NULL, NULL);
+    row->judged_by = target->seq;
     if (!envelope->by.n || !str_eq(envelope->by, target->sender))
         return op_refuse(row, ERR_FORBIDDEN, NULL, "only its sender edits a message");
     if (target->state >= STATE_RECALLED)
@@ -154,6 +155,7 @@ static enum entry_type decide_taking_back(
 
     if (!target)
         return op_refuse(row, ERR_NO_SUCH_MESSAGE, NULL, NULL);
+    row->judged_by = target->seq;
     if (op_may(s, row, RULE_RECALL, why)) {
         if (!str_eq(envelope->by, target->sender))
             return op_refuse(row, ERR_FORBIDDEN, NULL, "%s", why);
@@ -214,6 +216,7 @@ void change_undo(struct sequencer *s, struct seq_row *row)
     struct known_target *target = row->target.seq ? target_find(s, row->room, row->target.seq) : NULL;
 
     row->target = (struct seq_target_change){0};
+    row->judged_by = 0;
     if (!target)
         return;
     target->state = target->durable_state;

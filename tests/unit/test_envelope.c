@@ -297,12 +297,160 @@ static void entries_are_one_line_of_json_each(void **state)
     entry_drop(entry);
 }
 
+static struct envelope *read_op(const char *body)
+{
+    struct envelope *envelope;
+    const char *why = "";
+
+    if (read_as(&envelope, body, strlen(body), true, NULL, &why))
+        fail_msg("%s: %s", body, why);
+    return envelope;
+}
+
+static void ops_on_messages_name_one_by_seq_or_by_id(void **state)
+{
+    struct envelope *edit = read_op(OP "\"op\":\"message.edit\",\"target_seq\":5,\"content\": {\"body\" :\"b\"}}");
+    struct envelope *recall =
+        read_op(OP "\"op\":\"message.recall\",\"target_id\":\"01KC46E0D7X8BQXSRB29FJP961\",\"by\":\"a\",\"at\":7}");
+    struct envelope *delete = read_op(OP "\"op\":\"message.delete\",\"target_seq\":1}");
+    struct id128 id;
+
+    (void)state;
+    assert_int_equal(edit->op, OP_MESSAGE_EDIT);
+    assert_int_equal(edit->target_seq, 5);
+    assert_true(id128_is_zero(edit->target_id));
+    assert_true(str_is((struct str){edit->new_content.p, edit->new_content.n}, "{\"body\" :\"b\"}"));
+    assert_int_equal(recall->op, OP_MESSAGE_RECALL);
+    assert_true(ulid_read(&id, STR("01KC46E0D7X8BQXSRB29FJP961")) && id128_eq(recall->target_id, id));
+    assert_true(str_is(recall->by, "a") && recall->called_at == 7 && !recall->target_seq);
+    assert_int_equal(delete->op, OP_MESSAGE_DELETE);
+    envelope_free(edit);
+    envelope_free(recall);
+    envelope_free(delete);
+}
+
+static void a_mute_ends_at_a_time_or_so_long_after_the_call(void **state)
+{
+    struct envelope *until = read_op(OP "\"op\":\"room.mute\",\"until\":0}");
+    struct envelope *some =
+        read_op(OP "\"op\":\"room.mute\",\"account_ids\":[\"b\",\"c\",\"b\"],\"at\":1000,\"for_ms\":50}");
+    struct envelope *role = read_op(OP "\"op\":\"member.role\",\"account_ids\":[\"b\"],\"role\":\"admin\"}");
+
+    (void)state;
+    assert_int_equal(until->op, OP_ROOM_MUTE);
+    assert_true(!until->until && !until->account_count);
+    assert_int_equal(some->until, 1050);
+    assert_int_equal(some->account_count, 2);
+    assert_int_equal(role->op, OP_MEMBER_ROLE);
+    assert_int_equal(role->role, ROLE_ADMIN);
+    envelope_free(until);
+    envelope_free(some);
+    envelope_free(role);
+}
+
+static void bad_ops_are_refused_with_a_sentence(void **state)
+{
+    static const char *const bad[] = {
+        "\"op\":\"message.edit\",\"content\":\"x\"}",
+        "\"op\":\"message.edit\",\"target_seq\":1}",
+        "\"op\":\"message.edit\",\"target_seq\":0,\"content\":\"x\"}",
+        "\"op\":\"message.edit\",\"target_seq\":\"1\",\"content\":\"x\"}",
+        "\"op\":\"message.edit\",\"target_id\":\"short\",\"content\":\"x\"}",
+        "\"op\":\"message.edit\",\"target_id\":\"00000000000000000000000000\",\"content\":\"x\"}",
+        "\"op\":\"message.recall\"}",
+        "\"op\":\"message.recall\",\"target_seq\":1,\"target_id\":\"01KC46E0D7X8BQXSRB29FJP961\"}",
+        "\"op\":\"message.delete\",\"target_seq\":1.5}",
+        "\"op\":\"message.delete\",\"target_seq\":1,\"by\":\"@system\"}",
+        "\"op\":\"room.mute\"}",
+        "\"op\":\"room.mute\",\"until\":-1}",
+        "\"op\":\"room.mute\",\"until\":1,\"for_ms\":1,\"at\":1}",
+        "\"op\":\"room.mute\",\"for_ms\":1}",
+        "\"op\":\"room.mute\",\"for_ms\":0,\"at\":1}",
+        "\"op\":\"room.mute\",\"for_ms\":253402300799999,\"at\":1}",
+        "\"op\":\"room.mute\",\"until\":1,\"account_ids\":[]}",
+        "\"op\":\"room.mute\",\"until\":1,\"account_ids\":\"b\"}",
+        "\"op\":\"member.role\",\"account_ids\":[\"b\"]}",
+        "\"op\":\"member.role\",\"account_ids\":[\"b\"],\"role\":\"owner\"}",
+        "\"op\":\"member.role\",\"role\":\"admin\"}",
+        "\"op\":\"message.hide\",\"target_seq\":1}",
+    };
+    char body[2000];
+
+    (void)state;
+    for (size_t i = 0; i < countof(bad); i++) {
+        snprintf(body, sizeof body, OP "%s", bad[i]);
+        assert_int_equal(verdict(body, true), ERR_BAD_REQUEST);
+        assert_int_equal(verdict(body, false), ERR_FORBIDDEN);
+    }
+    snprintf(body, sizeof body, OP "\"op\":\"message.edit\",\"target_seq\":1,\"content\":\"%01500d\"}", 0);
+    assert_int_equal(verdict(body, true), ERR_TOO_LARGE);
+}
+
+static int64_t hash_of_op(const char *body)
+{
+    struct envelope *envelope = read_op(body);
+    int64_t hash = envelope->hash;
+
+    envelope_free(envelope);
+    return hash;
+}
+
+static void the_hash_of_an_op_covers_all_it_asks_for(void **state)
+{
+    static const char *const different[] = {
+        OP "\"op\":\"message.recall\",\"target_seq\":1}",
+        OP "\"op\":\"message.delete\",\"target_seq\":1}",
+        OP "\"op\":\"message.recall\",\"target_seq\":1,\"by\":\"a\"}",
+        OP "\"op\":\"message.recall\",\"target_seq\":2}",
+        OP "\"op\":\"message.recall\",\"target_id\":\"01KC46E0D7X8BQXSRB29FJP961\"}",
+        OP "\"op\":\"message.edit\",\"target_seq\":1,\"content\":\"x\"}",
+        OP "\"op\":\"message.edit\",\"target_seq\":1,\"content\":\"y\"}",
+        OP "\"op\":\"room.mute\",\"at\":3,\"until\":5}",
+        OP "\"op\":\"room.mute\",\"at\":3,\"for_ms\":5}",
+        OP "\"op\":\"room.mute\",\"at\":3,\"for_ms\":6}",
+        OP "\"op\":\"room.mute\",\"at\":3,\"for_ms\":6,\"account_ids\":[\"b\"]}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < countof(different); i++)
+        for (size_t j = 0; j < i; j++)
+            assert_int_not_equal(hash_of_op(different[i]), hash_of_op(different[j]));
+    assert_int_equal(hash_of_op(OP "\"op\":\"room.mute\",\"at\":3,\"for_ms\":5}"),
+        hash_of_op(OP "\"op\":\"room.mute\",\"at\":4,\"for_ms\":5}")); /* called again: the same */
+    /* It is stored: ops of older logs keep theirs. */
+    assert_int_equal(hash_of_op(OP "\"op\":\"member.add\",\"account_ids\":[\"b\"]}"),
+        content_hash(STR("member.add"), STR(",,[\"b\"],,,,,,,")));
+}
+
+static void mentions_of_a_message_are_at_hand(void **state)
+{
+    static const char rich[] = HEAD "\"kind\":\"rich_text\",\"sent_at\":9,\"mentions\":[\"b\"],\"content\":{\"parts\":["
+                                    "{\"type\":\"mention\",\"mention_type\":\"all\"}],\"quote_message_seq\":3}}";
+    static const char plain[] = HEAD "\"kind\":\"text\",\"content\":\"x\"}";
+    struct envelope *envelope;
+    const char *why;
+
+    (void)state;
+    assert_int_equal(read_as(&envelope, rich, sizeof rich - 1, false, NULL, &why), ERR_OK);
+    assert_true(str_is(envelope->mentions, "[\"@all\",\"b\"]"));
+    assert_true(envelope->mentions_all && envelope->quote_seq == 3 && envelope->sent_at == 9);
+    envelope_free(envelope);
+    assert_int_equal(read_as(&envelope, plain, sizeof plain - 1, false, NULL, &why), ERR_OK);
+    assert_true(!envelope->mentions.n && !envelope->mentions_all && envelope->sent_at == UINT64_MAX);
+    envelope_free(envelope);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_message_is_read_with_its_content_as_it_came),
         cmocka_unit_test(what_cannot_be_accepted_is_refused_with_a_sentence),
         cmocka_unit_test(ops_are_taken_from_their_own_exchange_only),
+        cmocka_unit_test(ops_on_messages_name_one_by_seq_or_by_id),
+        cmocka_unit_test(a_mute_ends_at_a_time_or_so_long_after_the_call),
+        cmocka_unit_test(bad_ops_are_refused_with_a_sentence),
+        cmocka_unit_test(the_hash_of_an_op_covers_all_it_asks_for),
+        cmocka_unit_test(mentions_of_a_message_are_at_hand),
         cmocka_unit_test(accounts_of_an_op_stand_once_in_the_order_given),
         cmocka_unit_test(too_large_content_says_so),
         cmocka_unit_test(other_media_types_and_encodings_are_refused),
