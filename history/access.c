@@ -228,6 +228,17 @@ static void remember_room(struct reader *reader, struct str room_id, int64_t roo
     }
 }
 
+/* What the owner gave out, also when the member had to be asked of the database. */
+static uint64_t last_seq_here(struct reader *reader, struct str room_id)
+{
+    struct shard *shard = history_find_shard_of(reader->history, room_id);
+    struct seq_room_view view;
+
+    if (!shard || !shard_is_sequencing(shard) || !sequencer_find_room(shard->sequencer, room_id, &view))
+        return 0;
+    return view.last_seq;
+}
+
 static enum err access_fill(struct reader *reader, struct history_access *access, const PGresult *result)
 {
     int row = (int)access->nth;
@@ -240,7 +251,7 @@ static enum err access_fill(struct reader *reader, struct history_access *access
     access->head = (struct cursor){(uint64_t)pg_get_i64(result, row, 3), (uint64_t)pg_get_i64(result, row, 4)};
     access->role = (enum role)pg_get_i64(result, row, 5);
     access->join_seq = (uint64_t)pg_get_i64(result, row, 6);
-    access->last_seq = 0;
+    access->last_seq = last_seq_here(reader, access->room_id);
     access->muted_until =
         muted_until(access, (uint64_t)pg_get_i64(result, row, 7), (uint64_t)pg_get_i64(result, row, 8));
     access->members = (int32_t)pg_get_i64(result, row, 9);

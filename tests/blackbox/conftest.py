@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+import doors
 import roomd
 
 DEADLINE_S = 120
@@ -103,6 +104,12 @@ def cluster(session_cluster):
 @pytest.fixture
 def api(cluster):
     return cluster.api
+
+
+@pytest.fixture(params=["call", "frame"])
+def door(request, cluster):
+    """One of the two ways in for what an account does: see doors.py."""
+    return doors.DOORS[request.param](cluster)
 
 
 @pytest.fixture

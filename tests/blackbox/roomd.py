@@ -11,6 +11,7 @@ Fixtures (conftest.py)
     cluster      one Cluster of two instances for the whole session: for tests that kill and stop nothing of it
     api          Api of its first instance
     new_cluster  new_cluster(instances=1, settings={"heartbeat_ms": 500}) -> a Cluster of the test's own (own database, own vhost), gone afterwards
+    door         "call", then "frame": one of the two ways in for what an account does (doors.py)
     database, broker   the servers, shared by all clusters; whatever a test did to them, they are up and well again for the next one
     Each test has 120 s; @pytest.mark.deadline(300) gives more.
 

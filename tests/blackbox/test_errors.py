@@ -60,12 +60,14 @@ def test_forbidden(api):
 def test_no_such_room(api):
     for method, fields in [("room/Get", {}), ("room/Update", {"name": "x"}), ("room/Remove", {}), ("room/ListAccounts", {}),
             ("room/AddAccount2Room", {"account_id": "a"}), ("room/RmAccountFromRoom", {"account_id": "a"}), ("history/Pull", {}),
-            ("history/Push", {"sender": "a", "kind": "text", "content": "x"})]:
+            ("history/Push", {"sender": "a", "kind": "text", "content": "x"}), ("room/Mute", {"until": 0}), ("room/SetRole", {"account_id": "a", "role": "admin"}),
+            ("history/Edit", {"account_id": "a", "seq": 1, "content": "x"}), ("history/Recall", {"seq": 1}), ("history/Delete", {"seq": 1, "scope": "all"}),
+            ("history/Delete", {"account_id": "a", "seq": 1, "scope": "me"}), ("history/MarkRead", {"account_id": "a", "read_seq": 1})]:
         for room_id in (UNKNOWN, "s999.01KC46E0D7X8BQXSRB29FJP960", "nope", "s00.", "../etc", "'; DROP TABLE room; --", "%s%n${jndi:x}"):
             assert api.error(method, room_id=room_id, **fields) == (404, "no_such_room"), (method, room_id)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/room", "/v1/room/", "/v1/room/create", "/v1/room/Create/", "/v1/history/Edit", "/v2/room/Create",
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/room", "/v1/room/", "/v1/room/create", "/v1/room/Create/", "/v1/history/Forget", "/v2/room/Create",
     "//v1/room/Create", "/v1/room/../room/Create", "/v1/room/%43reate", "/.git/config", "/debug", "/healthz/"])
 def test_no_such_method_for_a_path_that_is_none_of_ours(api, path):
     request = requests.Request("POST", api.url, data=b"{}", headers={"Content-Type": "application/json", "Authorization": f"Bearer {api.key}"}).prepare()

@@ -320,6 +320,30 @@ def test_calls_about_what_was_said_answer_as_described(call, room_id):
     assert call("room/ListRooms", account_id="alice")["rooms"] is not None
 
 
+def test_calls_about_what_was_said_before_answer_as_described(call, room_id):
+    say = {"room_id": room_id, "wait": "durable"}
+    one, two, three = (call("history/Push", sender="alice", kind="text", content=text, **say) for text in ("one", "two", "three"))
+    rich = call("history/Push", sender="alice", kind="rich_text", content={"parts": []}, **say)
+    call("history/Edit", room_id=room_id, account_id="alice", seq=one["seq"], content={"body": "edited"}, request_id=roomd.new_id())
+    call("history/Edit", room_id=room_id, account_id="alice", message_id=rich["message_id"],
+        content={"parts": [{"type": "mention", "user_id": "bob"}], "quote_message_seq": one["seq"]})
+    call("history/Recall", room_id=room_id, account_id="alice", message_id=two["message_id"])
+    call("history/Delete", room_id=room_id, seq=three["seq"], scope="all")
+    call("history/Delete", room_id=room_id, account_id="bob", seq=one["seq"], scope="me")
+    call("history/MarkRead", room_id=room_id, account_id="bob", read_seq=three["seq"])
+    call("history/Unread", account_id="bob", room_ids=[room_id])
+    call("history/Unread", account_id="bob")
+    call("room/Mute", room_id=room_id, account_ids=["bob", "nobody"], until=253402300799999, by="alice", request_id=roomd.new_id())
+    call("room/Mute", room_id=room_id, for_ms=1000)
+    call("room/SetRole", room_id=room_id, account_id="bob", role="admin", by="alice")
+    call("room/ListAccounts", room_id=room_id, has_read=1)
+    call("room/ListRooms", account_id="bob")
+    page = call("history/Pull", room_id=room_id, after="0:0", limit=500)
+    assert [entry["type"] for entry in page["entries"][4:]] == ["message.edited", "message.edited", "message.recalled", "message.deleted",
+        "member.updated", "room.updated", "member.updated"]
+    assert [entry.get("state") for entry in page["entries"][:4]] == ["edited", "recalled", "deleted", "edited"]
+
+
 def test_refusals_are_as_described(call, room_id, api):
     call("room/Create", 400, kind="nonsense")
     call("room/Create", 409, members=["a", "b"], member_limit=1)
@@ -331,11 +355,19 @@ def test_refusals_are_as_described(call, room_id, api):
     call("history/Push", 403, room_id=room_id, sender="stranger", kind="text", content="x")
     call("history/Push", 400, room_id=room_id, sender="alice", kind="text", content=1)
     call("history/Push", 413, room_id=room_id, sender="alice", kind="text", content="x" * 70000)
-    call("history/Push", wait="durable", room_id=room_id, sender="alice", kind="text", content="x", client_msg_id="same")
+    seq = call("history/Push", wait="durable", room_id=room_id, sender="alice", kind="text", content="x", client_msg_id="same")["seq"]
     call("history/Push", 409, wait="durable", room_id=room_id, sender="alice", kind="text", content="y", client_msg_id="same")
     call("history/Pull", 400, room_id=room_id, after="1:1", before=1)
     call("history/PullByActiveConnection", 400, account_id="alice")
     call("history/PullByActiveConnection", 403, account_id="stranger", rooms=[{"room_id": room_id}])
+    call("history/Edit", 404, room_id=room_id, account_id="alice", seq=1000, content="x")
+    call("history/Edit", 403, room_id=room_id, account_id="bob", seq=seq, content="x")
+    call("history/Recall", 403, room_id=room_id, account_id="bob", seq=seq)
+    call("history/Delete", 400, room_id=room_id, seq=seq)
+    call("history/MarkRead", 400, room_id=room_id, account_id="alice", read_seq=1000)
+    call("history/Unread", 400)
+    call("room/Mute", 400, room_id=room_id)
+    call("room/SetRole", 403, room_id=room_id, account_id="alice", role="admin")
     call("room/Remove", room_id=room_id)
     call("room/Update", 410, room_id=room_id, name="x")
     for headers, expected in (({"Authorization": "Bearer wrong-key"}, 401), ({"Content-Type": "text/plain"}, 415)):
@@ -365,6 +397,23 @@ def test_streams_say_what_is_described(cluster, call, room_id, transport):
     call("history/Push", room_id=room_id, sender="bob", kind="text", content="hello", mentions=["alice"])
     stream.read_message(room_id, content="hello")
     call("history/Push", room_id=room_id, sender="bob", kind="text", content="gone", transient=True)
+    said = call("history/Push", room_id=room_id, sender="bob", kind="rich_text", content={"parts": []}, wait="durable")
+    call("history/Edit", room_id=room_id, account_id="bob", seq=said["seq"], content={"parts": [{"type": "mention", "mention_type": "all"}], "quote_message_seq": 1})
+    stream.read_type("message.edited")
+    call("history/Recall", room_id=room_id, account_id="bob", seq=said["seq"])
+    stream.read_type("message.recalled")
+    call("history/Delete", room_id=room_id, seq=said["seq"], scope="all")
+    stream.read_type("message.deleted")
+    if transport != "poll":  # what is not kept is for streams that are open in that moment
+        call("history/Delete", room_id=room_id, account_id="alice", seq=said["seq"], scope="me")
+        stream.read_type("message.hidden")
+        call("history/MarkRead", room_id=room_id, account_id="bob", read_seq=said["seq"] + 3)
+        stream.read_type("read")
+    call("room/Mute", room_id=room_id, account_id="bob", for_ms=1000, by="alice")
+    stream.read_type("member.updated", account_ids=["bob"])
+    call("room/Mute", room_id=room_id, until=0)
+    call("room/SetRole", room_id=room_id, account_id="bob", role="admin")
+    stream.read_type("member.updated", role="admin")
     call("room/AddAccount2Room", room_id=room_id, account_id="carol")
     stream.read_type("member.joined")
     call("room/RmAccountFromRoom", room_id=room_id, account_id="carol")
@@ -397,6 +446,14 @@ def test_client_frames_are_answered_as_described(cluster, call, room_id):
     stream.request("message.send", {"room_id": room_id, "client_msg_id": "c", "kind": "text", "content": "hi"})
     stream.read_message(room_id, client_msg_id="c")
     stream.request("message.typing", {"room_id": room_id})
+    target = {"room_id": room_id, "message_id": roomd.message_id(room_id, "alice", "c")}
+    stream.request("message.edit", {**target, "content": "ho"})
+    stream.request("message.read", {"room_id": room_id, "read_seq": 1})
+    stream.request("message.recall", target)
+    stream.request("message.delete", {**target, "scope": "all"})
+    stream.request("message.delete", {**target, "scope": "me"})
+    assert stream.request("message.edit", {**target, "content": "hm"})["code"] == "conflict"
+    assert stream.request("message.read", {"room_id": room_id})["field"] == "read_seq"
     stream.request("ticket.refresh", {"ticket": offer["ticket"]})
     assert stream.request("no.such.type", {})["code"] == "bad_request"
     stream.request("unsubscribe", {"room_ids": [room_id]})
