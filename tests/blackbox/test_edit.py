@@ -299,7 +299,7 @@ def test_two_edits_at_once_end_the_same_everywhere(cluster, api, door, room, peo
 def test_edit_against_recall_ends_in_the_recall(cluster, api, room, people):
     """Whatever comes first, nothing of the content is left."""
     alice = people[2]
-    for turn in range(20):
+    for turn in range(100):
         seq, outcome = say(api, room, alice, "secret"), {}
 
         def ask(method, seq=seq, outcome=outcome, **fields):
