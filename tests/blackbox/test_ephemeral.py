@@ -1,4 +1,4 @@
-"""What is not kept – typing, transient messages, message.rejected – reaches open streams on every instance, and nothing else."""
+"""What is not kept – typing, read, transient messages, message.rejected – reaches open streams on every instance, and nothing else."""
 import contextlib
 import time
 
@@ -90,6 +90,15 @@ def test_typing_is_told_once_in_a_while_on_every_instance_and_stored_nowhere(clu
         assert typing == [{"type": "typing", "room_id": room, "account_id": "alice", "for_ms": 6000}]
     assert rows(cluster) == before
     assert api.pull(room)["entries"] == []
+
+
+def test_who_read_what_is_told_on_every_instance(cluster, api, room):
+    streams = open_on(cluster.instances, cluster, "alice", room)
+    api.push(room, "alice", "read this", wait="durable")
+    api.ok("history/MarkRead", room_id=room, account_id="bob", read_seq=1)
+    for stream in streams:
+        assert stream.read_type("read") == {"type": "read", "room_id": room, "account_id": "bob", "read_seq": 1}
+    assert [entry["type"] for entry in api.pull(room)["entries"]] == ["message"]
 
 
 def test_typing_is_told_again_after_a_while(new_cluster):
