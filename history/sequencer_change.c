@@ -206,11 +206,10 @@ void change_committed(struct sequencer *s, struct seq_row *row)
     target = target_find(s, row->room, row->target.seq);
     assert(target && target->pins);
     target->pins--;
-    target->durable_state = row->target.state;
     target->changed_asking = s->askings;
 }
 
-/* What is committed, and on top of it what is on its way; with nothing on its way the log is asked again. */
+/* The last of the changes on their way holds; with none on its way the log is asked again. */
 void change_undo(struct sequencer *s, struct seq_row *row)
 {
     struct known_target *target = row->target.seq ? target_find(s, row->room, row->target.seq) : NULL;
@@ -219,7 +218,6 @@ void change_undo(struct sequencer *s, struct seq_row *row)
     row->judged_by = 0;
     if (!target)
         return;
-    target->state = target->durable_state;
     for (struct list *at = row->room->rows.next; at != &row->room->rows; at = at->next) {
         const struct seq_row *other = list_entry(at, struct seq_row, room_link);
 

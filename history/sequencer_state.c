@@ -277,7 +277,7 @@ struct known_target *target_put(struct sequencer *s, const struct seq_room *room
     target->at = fact->at;
     target->sent_at = fact->sent_at;
     target->id = fact->message_id;
-    target->state = target->durable_state = fact->state;
+    target->state = fact->state;
     memcpy(target->text, fact->sender.p, fact->sender.n);
     memcpy(target->text + fact->sender.n, fact->kind.p, fact->kind.n);
     target->sender = (struct str){target->text, fact->sender.n};

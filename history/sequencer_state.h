@@ -44,7 +44,7 @@ struct known_target {
     int64_t room_no;
     uint64_t seq, at, sent_at;
     struct id128 id;
-    int16_t state, durable_state;
+    int16_t state;
     uint32_t pins;           /* uncommitted changes */
     uint64_t changed_asking; /* answers up to this asking may be older than its last committed change */
     struct str sender, kind;

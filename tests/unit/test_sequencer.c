@@ -329,19 +329,22 @@ static enum err finish(void)
 #define RECALL(by, seq) OP(by, "message.recall", "\"target_seq\":%d", (int)(seq))
 #define DELETE(by, seq) OP(by, "message.delete", "\"target_seq\":%d", (int)(seq))
 
-static void begin(void)
-{
-    struct sequencer_settings settings = {.shard = STR("s01"),
-        .epoch = 1,
-        .dedup_window = 100,
-        .room_cache = 10,
-        .member_cache = 100,
-        .target_cache = 100,
-        .recall_window_ms = WINDOW_MS};
+static struct sequencer_settings settings;
 
-    rules_default(&settings.rules);
+/* Another owner of the shard: nothing is remembered. */
+static void take_over(void)
+{
+    sequencer_free(sequencer);
     sequencer = sequencer_new(&settings, &events);
     next_tag = 0;
+}
+
+static void take_over_with_rules(const char *rules)
+{
+    const char *why;
+
+    assert_true(rules_read(&settings.rules, rules, &why));
+    take_over();
 }
 
 static int set_up(void **state)
@@ -357,7 +360,16 @@ static int set_up(void **state)
     snprintf(db.owner, sizeof db.owner, "olga");
     now_ms = 1000000;
     said = next_id = 0;
-    begin();
+    settings = (struct sequencer_settings){.shard = STR("s01"),
+        .epoch = 1,
+        .dedup_window = 100,
+        .room_cache = 10,
+        .member_cache = 100,
+        .target_cache = 100,
+        .recall_window_ms = WINDOW_MS};
+    rules_default(&settings.rules);
+    sequencer = NULL;
+    take_over();
     return 0;
 }
 
@@ -366,13 +378,6 @@ static int tear_down(void **state)
     (void)state;
     sequencer_free(sequencer);
     return 0;
-}
-
-/* Another owner of the shard: nothing is remembered. */
-static void take_over(void)
-{
-    sequencer_free(sequencer);
-    begin();
 }
 
 #define assert_meta(text) assert_string_equal(told.meta, text)
@@ -431,12 +436,12 @@ static void what_was_asked_before_a_room_was_read_anew_is_not_believed_of_its_me
     assert_true(sequencer_take_needs(sequencer, &before));
     sequencer_channel_lost(sequencer); /* … by a delivery that is forgotten, and so is the room in the end */
     next_tag = 0;
-    OP(NULL, "room.update", "\"name\":\"n\"");
+    OP(NULL, "member.remove", "\"account_ids\":[\"max\"]");
     start(NULL, "room.update", "\"name\":\"m\"");
     decide_all();
     sequencer_row_refused(sequencer, sequencer_first_unsent(sequencer)); /* taken back: the room is read anew */
     commit_all();
-    OP(NULL, "member.remove", "\"account_ids\":[\"max\"]");
+    say("mia", TEXT);
 
     sequencer_fact_member(sequencer, &before, STR(ROOM), STR("max"), ROLE_MEMBER, 1, 0);
     say("max", TEXT);
@@ -606,17 +611,8 @@ static void what_was_forgotten_of_a_message_meanwhile_is_asked_again(void **stat
     assert_int_equal(EDIT("mia", first, "one"), ERR_OK);
     for (int i = 0; i < 30; i++)
         assert_int_equal(EDIT("mia", say("mia", TEXT), "x"), ERR_OK);
+    settings.target_cache = 0;
     take_over();
-    sequencer_free(sequencer);
-    sequencer = sequencer_new(&(struct sequencer_settings){.shard = STR("s01"),
-                                  .epoch = 1,
-                                  .dedup_window = 100,
-                                  .room_cache = 10,
-                                  .member_cache = 100,
-                                  .target_cache = 2,
-                                  .recall_window_ms = WINDOW_MS},
-        &events);
-    next_tag = 0;
     for (uint64_t i = 0; i < 10; i++) {
         start("mia", "message.recall", "\"target_seq\":%d", (int)(first + 2 * i));
         sequencer_trim(sequencer);
@@ -635,16 +631,8 @@ static void what_was_forgotten_is_newer_than_an_answer_on_its_way(void **state)
     uint64_t seq = say("mia", TEXT);
 
     (void)state;
-    sequencer_free(sequencer);
-    sequencer = sequencer_new(&(struct sequencer_settings){.shard = STR("s01"),
-                                  .epoch = 1,
-                                  .dedup_window = 100,
-                                  .room_cache = 10,
-                                  .member_cache = 100,
-                                  .target_cache = 0,
-                                  .recall_window_ms = WINDOW_MS},
-        &events);
-    next_tag = 0;
+    settings.target_cache = 0;
+    take_over();
     start("mia", "message.recall", "\"target_seq\":%d", (int)seq);
     decide_all();
     start("mia", "message.edit", "\"target_seq\":%d,\"content\":\"x\"", (int)seq);
@@ -945,18 +933,12 @@ static void in_a_direct_room_only_the_business_mutes(void **state)
 
 static void to_mention_all_takes_its_role(void **state)
 {
-    struct sequencer_settings settings = {
-        .shard = STR("s01"), .epoch = 1, .dedup_window = 100, .room_cache = 1, .member_cache = 9, .target_cache = 9};
-    const char *why;
     uint64_t seq;
 
     (void)state;
     say("mia", TEXT ",\"mentions\":[\"@all\"]");
     assert_int_equal(told.rejected, ERR_OK);
-    sequencer_free(sequencer);
-    assert_true(rules_read(&settings.rules, "mention_all=admin", &why));
-    sequencer = sequencer_new(&settings, &events);
-    next_tag = 0;
+    take_over_with_rules("mention_all=admin");
     say("mia", TEXT ",\"mentions\":[\"@all\"]");
     assert_int_equal(told.rejected, ERR_FORBIDDEN);
     assert_string_equal(told.why, "to mention all takes the role admin here");
@@ -969,6 +951,19 @@ static void to_mention_all_takes_its_role(void **state)
         OP("mia", "message.edit",
             "\"target_seq\":%d,\"content\":{\"parts\":[{\"type\":\"mention\",\"mention_type\":\"all\"}]}", (int)seq),
         ERR_FORBIDDEN);
+}
+
+static void role_rules_say_who_may(void **state)
+{
+    (void)state;
+    take_over_with_rules("add=member,remove=owner,mute=member");
+    assert_int_equal(OP("mia", "member.add", "\"account_ids\":[\"zoe\"]"), ERR_OK);
+    assert_int_equal(OP("adam", "member.remove", "\"account_ids\":[\"zoe\"]"), ERR_FORBIDDEN);
+    assert_int_equal(OP("olga", "member.remove", "\"account_ids\":[\"zoe\"]"), ERR_OK);
+    assert_int_equal(OP("mia", "room.mute", "\"until\":5"), ERR_OK);
+    db.direct = true;
+    take_over();
+    assert_int_equal(OP("mia", "room.mute", "\"until\":6"), ERR_FORBIDDEN);
 }
 
 /* --- repeats, and what is taken back --- */
@@ -1057,7 +1052,70 @@ static void a_recall_that_is_taken_back_leaves_the_message_as_it_was(void **stat
     sequencer_row_refused(sequencer, row_at(seq + 4)); /* alone */
     commit_all();
     assert_int_equal(EDIT("mia", seq, "three"), ERR_OK);
-    assert_int_equal(RECALL("mia", seq), ERR_OK);
+    start("mia", "message.recall", "\"target_seq\":%d", (int)seq);
+    start("mia", "message.delete", "\"target_seq\":%d", (int)seq);
+    decide_all();
+    sequencer_row_refused(sequencer, row_at(db.last_seq + 2));
+    assert_int_equal(RECALL("mia", seq), ERR_OK); /* a second time: it is not deleted */
+    assert_int_equal(message(seq)->state, 2);
+}
+
+static void a_message_that_is_none_after_all_is_forgotten(void **state)
+{
+    uint64_t first = say("mia", TEXT), seq = first + 1;
+
+    (void)state;
+    take_over();
+    say_as("mia", said, TEXT, false);
+    start("max", "message.edit", "\"target_seq\":%d,\"content\":\"x\"", (int)seq); /* remembered, not changed */
+    decide_all();
+    sequencer_late_duplicate(sequencer, row_at(seq), first, row_at(seq)->envelope->hash);
+    commit_all();
+    assert_int_equal(told.settled, ERR_NO_SUCH_MESSAGE);
+    assert_int_equal(EDIT("mia", seq, "x"), ERR_NO_SUCH_MESSAGE);
+}
+
+static void an_answer_from_before_a_message_was_committed_is_not_believed(void **state)
+{
+    struct seq_needs before = {0};
+    char id[ULID_TEXT + 1] = "";
+
+    (void)state;
+    for (int by_id = 0; by_id < 2; by_id++) {
+        say_early("mia", TEXT);
+        ulid_write(id, id_of("mia", said));
+        if (by_id)
+            start("mia", "message.edit", "\"target_id\":\"%s\",\"content\":\"x\"", id);
+        else
+            start("mia", "message.edit", "\"target_seq\":1,\"content\":\"x\"");
+        assert_true(sequencer_take_needs(sequencer, &before));
+        commit_all();
+        sequencer_facts_done(sequencer, &before, true, now_ms); /* the log knew of no such message then */
+        seq_needs_clear(&before);
+        assert_int_equal(finish(), ERR_OK);
+    }
+}
+
+static void an_answer_from_before_a_mute_was_committed_is_not_believed(void **state)
+{
+    struct seq_needs before = {0};
+
+    (void)state;
+    settings.member_cache = 0;
+    take_over();
+    say("mia", TEXT);
+    start("adam", "room.mute", "\"account_ids\":[\"mia\"],\"until\":2000000");
+    decide_all();
+    say_as("mia", ++said, TEXT, true); /* redelivered: the log is asked, and for all that it is decided by */
+    assert_true(sequencer_take_needs(sequencer, &before));
+    commit_all();
+    sequencer_trim(sequencer); /* forgets mia */
+    sequencer_fact_member(sequencer, &before, STR(ROOM), STR("mia"), ROLE_MEMBER, 1, 0);
+    sequencer_facts_done(sequencer, &before, true, now_ms);
+    seq_needs_clear(&before);
+    decide_all();
+    assert_int_equal(told.rejected, ERR_FORBIDDEN);
+    commit_all();
 }
 
 static void a_mute_that_is_taken_back_holds_no_more(void **state)
@@ -1121,6 +1179,10 @@ int main(void)
         STORY(a_sent_message_is_told_when_it_is_committed),
         STORY(an_edit_of_a_late_duplicate_edits_nothing),
         STORY(a_recall_that_is_taken_back_leaves_the_message_as_it_was),
+        STORY(a_message_that_is_none_after_all_is_forgotten),
+        STORY(an_answer_from_before_a_message_was_committed_is_not_believed),
+        STORY(an_answer_from_before_a_mute_was_committed_is_not_believed),
+        STORY(role_rules_say_who_may),
         STORY(a_mute_that_is_taken_back_holds_no_more),
     };
 
