@@ -16,7 +16,7 @@ enum { FAKE_PUBLISHES = 256, FAKE_CHANNELS = 16 };
 struct fake_publish {
     uint16_t channel;
     bool mandatory;
-    char exchange[64], correlation[32], body[64];
+    char exchange[64], routing_key[64], correlation[32], body[256];
     uint64_t body_bytes;
 };
 
@@ -40,7 +40,8 @@ struct fake {
     bool mute_login, mute_answers, mute_close_ok, mute_goodbye, deaf;
     bool one_byte; /* each write is one byte */
     uint32_t frame_max, refuse_login;
-    const char *greeting; /* instead of connection.start */
+    uint16_t publish_channel; /* where confirms and returns belong */
+    const char *greeting;     /* instead of connection.start */
     size_t greeting_n;
 
     /* what it saw */
@@ -134,9 +135,9 @@ static inline void fake_confirm(struct fake *fake, uint64_t tag, bool multiple, 
     amqp_basic_nack_t nack = {.delivery_tag = tag, .multiple = multiple};
 
     if (accept)
-        fake_method(fake, 2, AMQP_BASIC_ACK_METHOD, &ack);
+        fake_method(fake, fake->publish_channel, AMQP_BASIC_ACK_METHOD, &ack);
     else
-        fake_method(fake, 2, AMQP_BASIC_NACK_METHOD, &nack);
+        fake_method(fake, fake->publish_channel, AMQP_BASIC_NACK_METHOD, &nack);
 }
 
 static inline void fake_close_channel(struct fake *fake, uint16_t channel, uint16_t code, const char *text)
@@ -203,13 +204,13 @@ static inline void fake_return(struct fake *fake, const char *correlation)
     amqp_basic_return_t returned = {.reply_code = 312, .reply_text = amqp_cstring_bytes("NO_ROUTE")};
     struct buf payload = {0};
 
-    fake_method(fake, 2, AMQP_BASIC_RETURN_METHOD, &returned);
+    fake_method(fake, fake->publish_channel, AMQP_BASIC_RETURN_METHOD, &returned);
     buf_add(&payload, "\0\x3c\0\0\0\0\0\0\0\0\0\4\x04\0", 14);
     buf_char(&payload, (char)strlen(correlation));
     buf_text(&payload, correlation);
-    fake_frame(fake, CODEC_HEADER, 2, payload.p, payload.n, 0);
-    fake_frame(fake, CODEC_BODY, 2, "bo", 2, 0);
-    fake_frame(fake, CODEC_BODY, 2, "dy", 2, 0);
+    fake_frame(fake, CODEC_HEADER, fake->publish_channel, payload.p, payload.n, 0);
+    fake_frame(fake, CODEC_BODY, fake->publish_channel, "bo", 2, 0);
+    fake_frame(fake, CODEC_BODY, fake->publish_channel, "dy", 2, 0);
     buf_clear(&payload);
 }
 
@@ -289,6 +290,8 @@ static inline void fake_channel_method(struct fake *fake, uint16_t channel, uint
         struct fake_publish *publish = &fake->publishes[fake->published++ % FAKE_PUBLISHES];
 
         *publish = (struct fake_publish){.channel = channel, .mandatory = ((amqp_basic_publish_t *)decoded)->mandatory};
+        fake_copy(publish->routing_key, sizeof(publish->routing_key),
+            codec_str(((amqp_basic_publish_t *)decoded)->routing_key));
         fake_copy(publish->exchange, sizeof(publish->exchange), codec_str(((amqp_basic_publish_t *)decoded)->exchange));
     } else {
         fake->requests++;
@@ -446,6 +449,7 @@ static inline struct fake *fake_new(void)
 
     fake->world = world_new();
     fake->frame_max = 131072;
+    fake->publish_channel = 2;
     init_amqp_pool(&fake->pool, 4096);
     uv_ip4_addr("127.0.0.1", 0, &any);
     uv_tcp_init(&fake->world->loop, &fake->listener);

@@ -1,0 +1,181 @@
+"""The adapter library as a gateway uses it: its examples, and its publisher through what happens to brokers and processes."""
+import json
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+import roomd
+
+BUILD = pathlib.Path(roomd.ROOMD).parent
+SENDER = BUILD / "chaos_adapter_sender"
+
+
+def needed(program):
+    if not program.exists():
+        pytest.fail(f"{program} is not built")
+    return str(program)
+
+
+class Sender:
+    """The program tests/chaos/adapter_sender.c."""
+
+    def __init__(self, cluster, rooms, count, window=100, send_ms=10_000, spool="", rate=0, sender="alice", brokers=None):
+        folder = cluster.home
+        self.results = folder / f"results-{roomd.new_id()}"
+        rooms_file = folder / f"rooms-{roomd.new_id()}"
+        rooms_file.write_text("".join(room + "\n" for room in rooms))
+        self.process = subprocess.Popen([needed(SENDER), brokers or cluster.gateway_url, sender, str(count), str(window), rooms_file, self.results, str(send_ms), spool, str(rate)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def answers(self):
+        """{n: code} as far as written."""
+        lines = self.results.read_text().splitlines() if self.results.exists() else []
+        return {int(line.split()[0]): line.split()[1] for line in lines if len(line.split()) == 2}
+
+    def finish(self, deadline=60):
+        out, err = self.process.communicate(timeout=deadline)
+        assert self.process.returncode == 0, err
+        assert not roomd.SANITIZER.search(err), err
+        return json.loads(out.splitlines()[-1])
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+def in_log(cluster, rooms, count, deadline=60):
+    """Waits for `count` messages in the log: [(room_id, number)] in the order of each room."""
+    query = "select r.room_id, split_part(l.client_msg_id, '-', 2)::bigint from log_entry l join room r using (room_no) where l.type = 1 and r.room_id = any(%s) order by r.room_id, l.seq"
+    return roomd.wait_for(lambda: (lambda rows: rows if len(rows) >= count else None)(cluster.rows(query, rooms)), deadline, every=0.2,
+        what=lambda: f"{len(cluster.rows(query, rooms))} of {count} in the log")
+
+
+def each_room_ascends(rows):
+    last = {}
+    for room, number in rows:
+        assert number > last.get(room, -1), f"{room}: {number} after {last[room]}"
+        last[room] = number
+
+
+def test_the_example_sends_a_message_and_reads_it_back(cluster):
+    done = subprocess.run([needed(BUILD / "example_send_message"), "http://127.0.0.1:1," + cluster.api.url, cluster.api.key, cluster.gateway_url],
+        capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, *entries = done.stdout.splitlines()
+    message = json.loads(entries[-1])
+    assert (message["content"], message["message_id"]) == ("Hello, Bob", first.split()[-1])
+
+
+def test_the_example_shows_a_stream(cluster, api):
+    account = "reader-" + roomd.new_id()
+    room = api.create_room("alice", account)["room_id"]
+    process = subprocess.Popen([needed(BUILD / "example_open_stream"), api.url, api.key, account], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert json.loads(process.stdout.readline())["type"] == "hello"
+        api.push(room, "alice", "Hello")
+        while True:
+            event = json.loads(process.stdout.readline())
+            if event["type"] == "message":
+                break
+        assert (event["room_id"], event["content"]) == (room, "Hello")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_examples_are_under_forty_lines():
+    for example in (roomd.TOP / "gateway-adapter" / "examples").glob("*.c"):
+        assert len(example.read_text().splitlines()) < 40, example.name
+
+
+@pytest.mark.deadline(300)
+def test_every_confirmed_message_is_in_the_log_once_and_in_order_though_the_broker_dies(new_cluster, broker):
+    cluster = new_cluster()
+    rooms = [cluster.api.create_room("alice")["room_id"] for _ in range(20)]
+    sender = Sender(cluster, rooms, 12_000, window=1000, send_ms=120_000, rate=1000)
+    for share in (1_000, 4_500, 8_000):
+        roomd.wait_for(lambda: len(sender.answers()) >= share, 120)
+        broker.kill(settle=share == 1_000)  # the queues are no older than the first one
+        broker.start()
+    report = sender.finish(180)
+    assert report["confirmed"] == 12_000 and report["connects"] >= 4 and report["resent"] > 0, report
+    rows = in_log(cluster, rooms, 12_000)
+    assert len(rows) == len(set(rows)) == 12_000
+    each_room_ascends(rows)
+
+
+def test_a_stopped_broker_is_unavailable_by_the_deadline(new_cluster, broker):
+    cluster = new_cluster()
+    room = cluster.api.create_room("alice")["room_id"]
+    broker.stop()
+    started = time.monotonic()
+    report = Sender(cluster, [room], 10, send_ms=1500).finish()
+    assert report["unavailable"] == 10, report
+    assert 1.4 <= time.monotonic() - started < 5
+
+
+def test_a_blocked_broker_is_unavailable_by_the_deadline(new_cluster, broker):
+    cluster = new_cluster()
+    room = cluster.api.create_room("alice")["room_id"]
+    with broker.alarm():
+        report = Sender(cluster, [room], 50, window=10, send_ms=1000).finish()
+    # What was sent before the broker said that it is blocked may still come true.
+    assert report["confirmed"] == 0 and report["unavailable"] + report["timeout"] == 50 and report["unavailable"] >= 40, report
+
+
+def test_another_broker_takes_over_and_the_first_is_returned_to(new_cluster, servers):
+    cluster = new_cluster()
+    room = cluster.api.create_room("alice")["room_id"]
+    link = roomd.Link(servers.broker.port)
+    try:
+        first = cluster.gateway_url.replace(f":{servers.broker.port}/", f":{link.port}/")
+        sender = Sender(cluster, [room], 4_000, send_ms=60_000, rate=400, brokers=f"{first},{cluster.gateway_url}")
+        roomd.wait_for(lambda: len(sender.answers()) >= 400, 30)
+        link.cut()
+        before = len(sender.answers())
+        roomd.wait_for(lambda: len(sender.answers()) >= before + 200, 5)  # no waiting for the first to come back
+        link.mend()
+        report = sender.finish()
+        assert report["confirmed"] == 4_000 and report["connects"] >= 3, report
+        rows = in_log(cluster, [room], 4_000)
+        assert len(rows) == 4_000
+        each_room_ascends(rows)
+    finally:
+        link.close()
+
+
+def test_the_spool_is_replayed_by_a_later_process_once_and_in_order(new_cluster, broker, tmp_path):
+    cluster = new_cluster()
+    rooms = [cluster.api.create_room("alice")["room_id"] for _ in range(3)]
+    spool = str(tmp_path / "spool")
+    broker.stop()
+    sender = Sender(cluster, rooms, 100_000, window=200, spool=spool, rate=500)
+    roomd.wait_for(lambda: len(sender.answers()) >= 500, 30)
+    sender.kill()
+    answers = sender.answers()
+    assert set(answers.values()) == {"spooled"}
+    broker.start()
+    report = Sender(cluster, rooms, 0, spool=spool).finish()
+    assert report["spool_bytes"] == 0 and report["settled"] >= len(answers), report
+    rows = in_log(cluster, rooms, len(answers))
+    assert len(rows) == len(set(rows)) and {number for _, number in rows} >= set(answers)
+    each_room_ascends(rows)
+
+
+def test_what_is_spooled_leaves_by_itself_and_later_messages_stay_behind_it(new_cluster, broker, tmp_path):
+    cluster = new_cluster()
+    rooms = [cluster.api.create_room("alice")["room_id"] for _ in range(3)]
+    sender = Sender(cluster, rooms, 3_000, window=200, spool=str(tmp_path / "spool"), rate=300, send_ms=60_000)
+    roomd.wait_for(lambda: len(sender.answers()) >= 300, 30)
+    broker.stop()
+    roomd.wait_for(lambda: "spooled" in sender.answers().values(), 30)
+    broker.start()
+    report = sender.finish(90)
+    assert report["spooled"] > 0 and report["confirmed"] > 0 and report["spooled"] + report["confirmed"] == 3_000, report
+    rows = in_log(cluster, rooms, 3_000)
+    assert len(rows) == len(set(rows)) == 3_000
+    each_room_ascends(rows)
