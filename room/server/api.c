@@ -39,6 +39,7 @@ static const struct route routes[] = {
     {.path = "/v1/history/Delete", .call = api_history_delete},
     {.path = "/v1/history/MarkRead", .call = api_history_mark_read},
     {.path = "/v1/history/Unread", .call = api_history_unread},
+    {.path = "/v1/history/Typing", .call = api_history_typing},
     {.path = "/v1/history/PullByActiveConnection", .serve = serve_streams_offer},
     {.path = "/healthz", .serve = health_serve, .get = true},
     {.path = "/readyz", .serve = health_serve, .get = true},

@@ -39,6 +39,7 @@ struct call {
         struct history_mark mark;
         struct history_unread unread;
         struct history_hide hide;
+        struct history_access access;
     };
     bool one; /* room/Get was asked for one room, not for an array */
     bool watched;
@@ -75,6 +76,7 @@ void api_history_recall(struct call *call);
 void api_history_delete(struct call *call);
 void api_history_mark_read(struct call *call);
 void api_history_unread(struct call *call);
+void api_history_typing(struct call *call);
 /* api_frame.c: what WebSocket clients send. The frame() of struct proxy_client_calls; arg is the service. */
 bool api_frame(void *service, struct str account, struct str type, struct json payload, struct proxy_reply *reply);
 
@@ -97,6 +99,9 @@ void api_hide_fields(struct fields *fields, struct history_hide *hide);
 const char *api_hide_why(enum err err);
 uint64_t api_read_seq(struct fields *fields);
 const char *api_mark_why(enum err err);
+/* Tells the room that the account types, when it may speak and the room is not too big for that: neither is an error.
+ */
+enum err api_typing_tell(const struct service *service, const struct history_access *access, enum err err);
 
 /* Why the owner refused an op, in words. */
 struct refusal {

@@ -290,25 +290,13 @@ static void typing_start(struct frame *frame)
         history_ask_access(frame->service->history, &frame->access);
 }
 
-/* Big rooms are not told, nor is anybody of one who may not speak: that is no error of the client's. */
-static bool typing_is_told(const struct frame *frame)
-{
-    const struct history_access *access = &frame->access;
-
-    return access->members <= frame->service->config->typing_max_members && access->muted_until <= clock_unix_ms();
-}
-
 static void typing_on_access(struct history_access *access, enum err err)
 {
     struct frame *frame = container_of(access, struct frame, access);
 
-    if (!err && access->removed)
-        err = ERR_ROOM_GONE;
-    if (err) {
+    err = api_typing_tell(frame->service, access, err);
+    if (err)
         frame_fail(frame, err, NULL, NULL);
-        return;
-    }
-    if (typing_is_told(frame))
-        proxy_typing(frame->service->proxy, access->room_id, access->account);
-    frame_ack(frame, access->room_id, STR(""));
+    else
+        frame_ack(frame, access->room_id, STR(""));
 }

@@ -1,8 +1,12 @@
 /*
  * Calls about what was said before: Edit, Recall and Delete, which go through the room's queue like what they change;
- * MarkRead and Unread.
+ * MarkRead and Unread; and Typing, which is about what is about to be said.
  */
 #include "api.h"
+
+#include "proxy/proxy.h"
+#include "room/base/clock.h"
+#include "room/base/config.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -11,6 +15,7 @@ static void act_on_done(struct history_op *op, enum err err);
 static void hide_on_done(struct history_hide *hide, enum err err);
 static void mark_on_done(struct history_mark *mark, enum err err);
 static void unread_on_done(struct history_unread *unread, enum err err);
+static void typing_on_access(struct history_access *access, enum err err);
 
 /* --------------------------------------------------------------------------------------------- what both doors take */
 
@@ -268,4 +273,39 @@ static void unread_on_done(struct history_unread *unread, enum err err)
         call_fail(call, err, NULL, NULL);
     else
         call_answer(call, unread->answer_json);
+}
+
+/* --------------------------------------------------------------------------------------------------------- Typing */
+
+void api_history_typing(struct call *call)
+{
+    struct fields *fields = &call->fields;
+    struct history_access *access = &call->access;
+
+    access->room_id = field_room_id(fields, "room_id", REQUIRED);
+    access->account = field_account(fields, "account_id", REQUIRED);
+    if (!call_checked(call))
+        return;
+    access->done = typing_on_access;
+    history_ask_access(call->service->history, access);
+}
+
+static void typing_on_access(struct history_access *access, enum err err)
+{
+    struct call *call = container_of(access, struct call, access);
+
+    err = api_typing_tell(call->service, access, err);
+    if (err)
+        call_fail(call, err, NULL, NULL);
+    else
+        call_answer(call, STR("{}"));
+}
+
+enum err api_typing_tell(const struct service *service, const struct history_access *access, enum err err)
+{
+    if (!err && access->removed)
+        err = ERR_ROOM_GONE;
+    if (!err && access->members <= service->config->typing_max_members && access->muted_until <= clock_unix_ms())
+        proxy_typing(service->proxy, access->room_id, access->account);
+    return err;
 }

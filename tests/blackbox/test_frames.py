@@ -170,6 +170,19 @@ def test_typing_is_told_once_in_a_while_and_to_members_only(cluster, api, room, 
     assert other.request("message.typing", {"room_id": room})["code"] == "room_gone"
 
 
+def test_a_gateway_tells_typing_by_a_call_under_the_same_rules(cluster, api, room, people):
+    bob = cluster.open_stream(people[1], [room])
+    for _ in range(3):
+        assert api.ok("history/Typing", room_id=room, account_id=people[0]) == {}
+    assert bob.read_type("typing") == {"type": "typing", "room_id": room, "account_id": people[0], "for_ms": 6000}
+    api.push(room, people[2], "behind it")
+    bob.read_message(room, content="behind it")
+    assert [event["type"] for event in bob.events].count("typing") == 1
+    assert api.error("history/Typing", room_id=room, account_id=fresh("eve")) == (403, "not_member")
+    api.ok("room/Remove", room_id=room)
+    assert api.error("history/Typing", room_id=room, account_id=people[0]) == (410, "room_gone")
+
+
 def test_typing_is_not_told_in_big_rooms_nor_of_who_may_not_speak(new_cluster, people):
     cluster = new_cluster(settings={"typing_max_members": 3})
     api = cluster.api
