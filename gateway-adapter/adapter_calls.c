@@ -581,6 +581,13 @@ static const struct put_field history_unread_fields[] = {
 static const struct request_shape history_unread = {
     "/v1/history/Unread", history_unread_fields, countof(history_unread_fields), NULL};
 
+static const struct put_field history_typing_fields[] = {
+    {"room_id", PUT_TEXT, NEEDED, offsetof(struct roomd_history_typing, room_id), 0},
+    {"account_id", PUT_TEXT, NEEDED, offsetof(struct roomd_history_typing, account_id), 0},
+};
+static const struct request_shape history_typing = {
+    "/v1/history/Typing", history_typing_fields, countof(history_typing_fields), NULL};
+
 static const struct get_field entry_answer[] = {
     {"type", GET_TEXT, NEEDED, offsetof(struct roomd_entry, type), 0, NULL},
     {"room_id", GET_TEXT, 0, offsetof(struct roomd_entry, room_id), 0, NULL},
@@ -912,4 +919,10 @@ void roomd_history_unread(struct roomd_client *client, struct roomd_call *call,
     const struct roomd_history_unread *request, struct roomd_history_unread_of *answer)
 {
     call_begin(client, call, &history_unread, request, &history_unread_of_shape, answer, 0);
+}
+
+void roomd_history_typing(
+    struct roomd_client *client, struct roomd_call *call, const struct roomd_history_typing *request)
+{
+    call_begin(client, call, &history_typing, request, NULL, NULL, 0);
 }

@@ -503,6 +503,13 @@ struct roomd_history_unread_of {
 void roomd_history_unread(struct roomd_client *client, struct roomd_call *call,
     const struct roomd_history_unread *request, struct roomd_history_unread_of *answer);
 
+/* --- history/Typing: the room's streams are told that the account types */
+struct roomd_history_typing {
+    const char *room_id, *account_id;
+};
+void roomd_history_typing(
+    struct roomd_client *client, struct roomd_call *call, const struct roomd_history_typing *request);
+
 /* ------------------------------------------------------------------ streams */
 
 /*
