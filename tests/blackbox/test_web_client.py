@@ -194,6 +194,27 @@ def test_rooms_are_entered_and_left_without_a_new_connection(new_cluster, web_cl
     assert len(bob.of("open")) == 1
 
 
+def test_more_rooms_than_a_url_can_name_go_on_after_a_break(new_cluster, web_client):
+    cluster = new_cluster()
+    rooms = [cluster.api.create_room("alice", "bob")["room_id"] for _ in range(220)]
+    links, through = ways(cluster)
+    bob = web_client(cluster, "bob", transports=["websocket"], ways=through)
+    bob.wait_open()
+    publisher = cluster.publisher()
+    for room in rooms:
+        publisher.publish(room, "alice", "text", "1")
+    bob.wait(lambda: len(bob.of("entry")) == len(rooms), 30)
+    for link in links.values():
+        link.cut()
+    for room in rooms:
+        publisher.publish(room, "alice", "text", "2")
+    for link in links.values():
+        link.mend()
+    bob.wait(lambda: len(bob.of("entry")) == 2 * len(rooms), 30)
+    assert all(bob.seqs(room) == [1, 2] for room in rooms)
+    assert [one["transport"] for one in bob.of("open")] == ["websocket"] * 2
+
+
 def test_who_is_in_no_room_any_more_stops(cluster, api, web_client):
     room = api.create_room("alice", kind="group")["room_id"]
     api.ok("room/AddAccount2Room", room_id=room, account_id="bob")
@@ -224,6 +245,32 @@ def test_older_messages_are_paged(cluster, api, room, web_client):
     api.push(room, "alice", "41")
     bob.wait_seq(room, 41)
     assert [message["seq"] for message in bob.do("store", room_id=room)["timeline"]] == list(range(1, 42))
+
+
+def test_who_was_away_ends_with_the_same_messages_as_who_was_there(cluster, api, room, web_client):
+    there, away = [web_client(cluster, account, rooms=[room]) for account in ("alice", "bob")]
+    there.wait_open()
+    away.wait_open()
+    for number in range(1, 21):
+        api.push(room, "alice", f"{number}", wait="durable")
+    away.wait_seq(room, 20)
+    away.do("stop")
+    for seq in range(1, 21):
+        if seq % 2:
+            api.ok("history/Edit", room_id=room, account_id="alice", seq=seq, content=f"{seq} edited")
+        if seq % 3 == 0:
+            api.ok("history/Recall", room_id=room, account_id="alice", seq=seq)
+        if seq % 5 == 0:
+            api.ok("history/Delete", room_id=room, account_id="alice", seq=seq, scope="all")
+    last = api.pull(room)["entries"][-1]["seq"]
+    away.do("start")
+    shown = []
+    for client in (there, away):
+        client.wait_seq(room, last)
+        shown.append([(one["seq"], one.get("content"), one.get("state")) for one in client.do("store", room_id=room)["timeline"]])
+    log = [(one["seq"], one.get("content"), one.get("state")) for one in api.pull_all(room) if one["type"] == "message"]
+    assert shown[0] == shown[1] == log
+    assert {state for _, _, state in log} == {None, "edited", "recalled", "deleted"}
 
 
 def test_typing_is_seen_by_the_other(cluster, api, room, web_client):
