@@ -1,11 +1,14 @@
 """The adapter library as a gateway uses it: its examples, and its publisher through what happens to brokers and processes."""
 import json
+import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
 
 import pytest
+import yaml
 
 import roomd
 
@@ -85,6 +88,52 @@ def test_the_example_shows_a_stream(cluster, api):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_every_call_of_the_library_works_with_the_service(cluster):
+    done = subprocess.run([needed(BUILD / "test_adapter_live")], capture_output=True, text=True, timeout=100, env=dict(os.environ,
+        ROOMD_TEST_INSTANCE_URLS=cluster.api.url, ROOMD_TEST_SERVICE_KEY=cluster.api.key, ROOMD_TEST_GATEWAY_URL=cluster.gateway_url))
+    assert done.returncode == 0 and "[  PASSED  ]" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_the_calls_have_every_field_of_the_protocol():
+    api = yaml.safe_load((roomd.TOP / "docs" / "openapi.yaml").read_text())
+    source = (roomd.TOP / "gateway-adapter" / "adapter_calls.c").read_text()
+
+    def resolve(schema):
+        while "$ref" in schema:
+            found = api
+            for part in schema["$ref"][2:].split("/"):
+                found = found[part]
+            schema = found
+        return schema
+
+    def properties(schema):
+        schema = resolve(schema)
+        names = set(schema.get("properties", {}))
+        for part in schema.get("allOf", []) + schema.get("oneOf", []) + schema.get("anyOf", []):
+            names |= properties(part)
+        return names
+
+    tables = dict(re.findall(r"static const struct put_field (\w+)\[\] = \{(.*?)\n\};", source, re.S))
+    shapes = re.findall(r'request_shape \w+ = \{\s*"([^"]+)", (\w+), countof\(\w+\), (?:"(\w+)"|NULL)\}', source)
+    assert {path for path, _, _ in shapes} == {path for path in api["paths"] if re.match(r"/v1/(room|history)/", path)}
+    for path, fields, own_id in shapes:
+        request = properties(resolve(api["paths"][path]["post"]["requestBody"])["content"]["application/json"]["schema"])
+        mine = set(re.findall(r'\{"(\w+)"', tables[fields])) | ({own_id} - {""})
+        if "account_ids" in request:
+            request -= {"account_id"} if path.startswith("/v1/room/") else set()  # one is a list of one
+        if path == "/v1/history/MarkRead":
+            request -= {"request_id"}  # a repeat does no harm
+        assert mine == request, path
+
+
+def test_the_shared_library_shows_nothing_but_what_is_in_its_header():
+    symbols = subprocess.run(["nm", "-D", "--defined-only", BUILD / "libroomd_adapter.so"], capture_output=True, text=True, check=True).stdout
+    names = {line.split()[-1].split("@")[0] for line in symbols.splitlines() if " T " in line}
+    headers = "".join((roomd.TOP / "gateway-adapter" / name).read_text() for name in ("roomd_adapter.h", "roomd_ticket.h"))
+    declared = set(re.findall(r"\b(roomd_\w+)\(", headers))
+    assert names == declared, names ^ declared
 
 
 def test_examples_are_under_forty_lines():
