@@ -199,7 +199,8 @@ struct roomd_call {
     void (*done)(struct roomd_call *call); /* may be NULL */
     void *arg;
     int64_t deadline_ms;    /* from now, all attempts together; 0: call_ms of the settings */
-    const char *request_id; /* calls that change something: yours, 1–64 bytes; NULL: one is made */
+    const char *request_id; /* calls that change something: yours, 1–64 bytes; NULL: one is made. Push has its
+                               client_msg_id for it; MarkRead needs none */
 
     enum roomd_code code; /* from here on: when finished */
     bool finished;

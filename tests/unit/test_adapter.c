@@ -457,6 +457,25 @@ static void a_full_spool_is_no_success(void **state)
     assert_int_equal(spooled, 2);
 }
 
+static void a_small_message_does_not_overtake_one_that_the_spool_has_no_room_for(void **state)
+{
+    struct site *site = *state;
+    struct roomd_send large = {0}, small = {0};
+    char text[401];
+
+    site_start(site, (struct roomd_settings){.broker_urls = "amqp://127.0.0.1:1",
+                         .spool_file = site->spool,
+                         .spool_after_ms = 50,
+                         .spool_max_bytes = 500,
+                         .send_ms = 300});
+    memset(text, 'x', 400);
+    text[400] = '\0';
+    roomd_send(site->client, &large, &(struct roomd_message){.room_id = ROOM_A, .sender = "alice", .text = text});
+    send_as(site, &small, ROOM_A, NULL);
+    until_finished(site, small, ROOMD_UNAVAILABLE);
+    until_finished(site, large, ROOMD_UNAVAILABLE);
+}
+
 static void closing_puts_into_the_spool_what_is_not_confirmed(void **state)
 {
     struct site *site = *state;
@@ -623,6 +642,7 @@ int main(void)
         WITH_SITE(without_a_broker_a_message_is_spooled_and_a_later_client_sends_it),
         WITH_SITE(a_message_in_flight_at_its_deadline_is_spooled_and_sent_again),
         WITH_SITE(a_full_spool_is_no_success),
+        WITH_SITE(a_small_message_does_not_overtake_one_that_the_spool_has_no_room_for),
         WITH_SITE(closing_puts_into_the_spool_what_is_not_confirmed),
         WITH_SITE(a_torn_last_record_is_cut_off_and_damage_is_stepped_over),
         WITH_SITE(a_spool_is_open_once_and_is_no_other_file),
