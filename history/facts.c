@@ -13,9 +13,10 @@
 
 #include "room/base/log.h"
 
-/* More rounds at once gain nothing (there are few reading connections); what comes meanwhile makes the next round
- * larger. */
-#define ROUNDS_MAX 4
+/* One round at a time: what comes meanwhile makes the next one larger, and answers come in the order of the questions.
+ * An answer that overtook an earlier one would be of no use to a room that waits for that first, and be asked for anew.
+ */
+#define ROUNDS_MAX 1
 #define BACKOFF_LEAST_MS 50
 #define BACKOFF_MOST_MS 1000
 

@@ -73,12 +73,14 @@ void sequencer_free(struct sequencer *s)
 
 /* --- in --- */
 
-static void park(struct sequencer *s, struct delivery *delivery)
+static void park(struct sequencer *s, struct delivery *delivery, bool ask)
 {
     struct delivery *parked = xmemdup(delivery, sizeof *delivery);
 
     list_push_back(&parked->room->parked, &parked->link);
-    list_push_back(&s->unasked, &parked->ask_link);
+    list_init(&parked->ask_link);
+    if (ask)
+        list_push_back(&s->unasked, &parked->ask_link);
     s->counters.parked++;
     s->counters.unpersisted_bytes += parked->envelope->body->n;
 }
@@ -101,10 +103,12 @@ void sequencer_deliver(struct sequencer *s, uint64_t tag, bool redelivered, stru
     list_remove(&room->lru);
     list_push_back(&s->room_lru, &room->lru);
     delivery.room = room;
-    if (list_empty(&room->parked) && !lacks_facts(s, &delivery))
-        decide(s, &delivery, now_ms);
+    if (lacks_facts(s, &delivery))
+        park(s, &delivery, true);
+    else if (!list_empty(&room->parked)) /* waits for its turn only; by then memory may have forgotten, and is asked */
+        park(s, &delivery, false);
     else
-        park(s, &delivery);
+        decide(s, &delivery, now_ms);
 }
 
 void sequencer_refuse(
@@ -159,8 +163,17 @@ static void need_room(struct seq_needs *needs, struct str room_id)
     needs->rooms[needs->room_count++].room_id = copy_text(needs, room_id);
 }
 
+static struct str said(const struct seq_needs *needs, struct str text)
+{
+    return (struct str){needs->text.p + ((uintptr_t)text.p - 1), text.n};
+}
+
 static void need_member(struct seq_needs *needs, struct str room_id, struct str account)
 {
+    const struct seq_need_member *last = needs->member_count ? &needs->members[needs->member_count - 1] : NULL;
+
+    if (last && str_eq(said(needs, last->account), account) && str_eq(said(needs, last->room_id), room_id))
+        return; /* who says much in a room that is not known yet is asked for once */
     needs->members = xrealloc(needs->members, (needs->member_count + 1) * sizeof *needs->members);
     needs->members[needs->member_count].room_id = copy_text(needs, room_id);
     needs->members[needs->member_count++].account = copy_text(needs, account);
@@ -385,12 +398,20 @@ static bool asks_about(const struct delivery *parked, const struct seq_row *row)
 static void ask_anew(struct sequencer *s, const struct seq_row *row)
 {
     struct seq_room *room = s->counters.parked ? room_find(s, row->envelope->room_id) : NULL;
+    struct known_target *target;
     struct list *at;
 
     for (at = room ? room->parked.next : NULL; room && at != &room->parked; at = at->next) {
         struct delivery *parked = list_entry(at, struct delivery, link);
 
-        if (parked->asking && asks_about(parked, row))
+        if (!parked->asking || !asks_about(parked, row))
+            continue;
+        target = id128_eq(parked->envelope->message_id, row->envelope->message_id)
+                     ? NULL
+                     : target_of(s, room, parked->envelope);
+        if (target) /* memory knows it from here on; should it forget, answers from before are not believed */
+            target->changed_asking = s->askings;
+        else
             ask_again(s, parked);
     }
 }
@@ -403,8 +424,11 @@ static void run_room(struct sequencer *s, struct seq_room *room, uint64_t now_ms
     while (!list_empty(&room->parked)) {
         struct delivery *parked = list_entry(room->parked.next, struct delivery, link);
 
-        if (!parked->answered && lacks_facts(s, parked))
+        if (!parked->answered && lacks_facts(s, parked)) {
+            if (!parked->asking && list_empty(&parked->ask_link))
+                list_push_back(&s->unasked, &parked->ask_link);
             break;
+        }
         unpark(s, parked);
         decide(s, parked, now_ms);
         free(parked);
