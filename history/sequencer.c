@@ -198,16 +198,19 @@ static void resolve(struct seq_needs *needs, struct str *text)
     text->p = needs->text.p + ((uintptr_t)text->p - 1);
 }
 
-/* Is the log asked for the id? Always for ops: one that only the COMMIT finds to be a repeat would have changed members
- * in memory meanwhile. */
-static bool looks_up_id(const struct delivery *delivery)
-{
-    return !delivery->envelope->transient && (delivery->redelivered || delivery->envelope->op);
-}
-
 static bool names_message(const struct envelope *envelope)
 {
     return envelope->target_seq || !id128_is_zero(envelope->target_id);
+}
+
+/* Is the log asked for the id? Always for what changes rooms and members: others act upon it before a COMMIT could find
+ * it to be a repeat. A change of a message is found there like a message is: its row becomes a void, and is as if it
+ * had never been. */
+static bool looks_up_id(const struct delivery *delivery)
+{
+    const struct envelope *envelope = delivery->envelope;
+
+    return !envelope->transient && (delivery->redelivered || (envelope->op && !names_message(envelope)));
 }
 
 /* Who says it, or whose act it is; empty: the business itself, which is no member. */

@@ -295,6 +295,7 @@ static struct id128 id_of(const char *sender, uint64_t number)
 /* An op on its way, of `by` (NULL: the business itself); format: its name, then its members. */
 static void start(const char *by, const char *name, const char *format, ...) PRINTF_LIKE(3, 4);
 static char op_members[400], op_body[800];
+static bool ops_come_again; /* as redelivered: the log is asked for their ids, and for all that they are decided by */
 static void start_again(const char *by, const char *name, bool redelivered)
 {
     snprintf(op_body, sizeof op_body,
@@ -314,7 +315,7 @@ static void start(const char *by, const char *name, const char *format, ...)
     next_id++;
     told.settled = ERR_COUNT;
     told.meta[0] = '\0';
-    start_again(by, name, false);
+    start_again(by, name, ops_come_again);
 }
 
 static enum err finish(void)
@@ -635,7 +636,9 @@ static void what_was_forgotten_is_newer_than_an_answer_on_its_way(void **state)
     take_over();
     start("mia", "message.recall", "\"target_seq\":%d", (int)seq);
     decide_all();
+    ops_come_again = true;
     start("mia", "message.edit", "\"target_seq\":%d,\"content\":\"x\"", (int)seq);
+    ops_come_again = false;
     assert_true(sequencer_take_needs(sequencer, &before));
     /* The database reads: the message is as it was said. */
     tell_target(&before, &before.targets[0]); /* memory is newer: it knows of the recall */
@@ -1075,6 +1078,27 @@ static void a_message_that_is_none_after_all_is_forgotten(void **state)
     assert_int_equal(EDIT("mia", seq, "x"), ERR_NO_SUCH_MESSAGE);
 }
 
+static void what_only_waits_for_its_turn_asks_nothing(void **state)
+{
+    struct seq_needs asked = {0};
+
+    (void)state;
+    say("mia", TEXT);
+    start("mia", "room.update", "\"name\":\"new\""); /* its id is looked up */
+    for (int i = 0; i < 5; i++)
+        say_as("mia", ++said, TEXT, false);
+    assert_true(sequencer_take_needs(sequencer, &asked));
+    assert_int_equal(asked.id_count, 1);
+    assert_int_equal(asked.member_count, 1); /* the op's own */
+    assert_false(sequencer_take_needs(sequencer, &(struct seq_needs){0}));
+    tell_member(&asked, &asked.members[0]);
+    sequencer_facts_done(sequencer, &asked, true, now_ms);
+    seq_needs_clear(&asked);
+    assert_int_equal(sequencer_counters(sequencer).parked, 0);
+    commit_all();
+    assert_int_equal(db.last_seq, 7);
+}
+
 static void an_answer_from_before_a_message_was_committed_is_not_believed(void **state)
 {
     struct seq_needs before = {0};
@@ -1084,10 +1108,12 @@ static void an_answer_from_before_a_message_was_committed_is_not_believed(void *
     for (int by_id = 0; by_id < 2; by_id++) {
         say_early("mia", TEXT);
         ulid_write(id, id_of("mia", said));
+        ops_come_again = true;
         if (by_id)
             start("mia", "message.edit", "\"target_id\":\"%s\",\"content\":\"x\"", id);
         else
             start("mia", "message.edit", "\"target_seq\":1,\"content\":\"x\"");
+        ops_come_again = false;
         assert_true(sequencer_take_needs(sequencer, &before));
         commit_all();
         sequencer_facts_done(sequencer, &before, true, now_ms); /* the log knew of no such message then */
@@ -1180,6 +1206,7 @@ int main(void)
         STORY(an_edit_of_a_late_duplicate_edits_nothing),
         STORY(a_recall_that_is_taken_back_leaves_the_message_as_it_was),
         STORY(a_message_that_is_none_after_all_is_forgotten),
+        STORY(what_only_waits_for_its_turn_asks_nothing),
         STORY(an_answer_from_before_a_message_was_committed_is_not_believed),
         STORY(an_answer_from_before_a_mute_was_committed_is_not_believed),
         STORY(role_rules_say_who_may),
