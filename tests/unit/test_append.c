@@ -140,7 +140,7 @@ static void add_number(struct store *store, const char *parameter, long value)
 
 static void add_entry(struct store *store, enum entry_type type, const char *content, const char *meta)
 {
-    char id[40];
+    char id[64];
 
     if (!store->first)
         store->first = store->last + 1;
