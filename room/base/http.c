@@ -5,6 +5,7 @@
  *   http_guard.c    which request heads are refused, from their raw bytes
  *   http_request.c  what a handler gets to see: body, types, headers, query
  *   http_answer.c   the one answer, and when its reader leaves or does not read
+ *   http_body.c     bodies that are read piece by piece instead of being collected
  *   http_tls.c      the certificate
  *   http_linger.c   who is still sending when it is refused
  *   wire.c          the sockets themselves, and those taken over
@@ -62,6 +63,7 @@ enum err http_server_open(struct http_server **out, uv_loop_t *loop, const struc
     server->context = context;
     server->request_max_bytes = settings->request_max_bytes;
     server->connections_max = settings->connections_max;
+    server->raw_path = settings->raw_path;
     server->send_buffer_bytes = settings->send_buffer_bytes;
     server->write_timeout_ms = (uint64_t)settings->write_timeout_ms;
     list_init(&server->connections);

@@ -29,6 +29,7 @@ struct http_request {
     bool has_body;
     bool wants_msgpack; /* of the answer; http_reply_json does it */
     int version;        /* 10 or 11 */
+    int64_t raw_bytes;  /* how long a body is that http_reply_read gives; -1: it stands in `body` */
     const void *impl;
 };
 
@@ -41,6 +42,9 @@ struct http_settings {
     int64_t connections_max;
     int64_t send_buffer_bytes;                       /* SO_SNDBUF of accepted sockets */
     const char *tls_certificate_file, *tls_key_file; /* "" = no TLS */
+    /* A POST to this path, with a Content-Length, comes to the handler before its body, whatever its type and size; see
+     * http_reply_read. NULL: none. */
+    const char *raw_path;
 };
 
 /*
@@ -80,6 +84,16 @@ struct str http_header(const struct http_request *request, const char *name);
 bool http_query_param(
     const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value);
 
+/* --- bodies that are not collected: raw_path --- */
+
+/*
+ * The next piece of the body, at most 64 KiB: piece() comes once for each call, perhaps from inside it, and only as
+ * long as less than raw_bytes have come. Nothing is read from the socket meanwhile: who is not asked is not heard.
+ * Empty: the client is gone; answering is still required and goes nowhere. Answering ends it; a body of which something
+ * is missing then ends the connection, too.
+ */
+void http_reply_read(struct http_reply *reply, void (*piece)(void *arg, struct str bytes), void *arg);
+
 /* --- answers: each ends the reply. The body is copied. All say Cache-Control: no-store. --- */
 
 /* As MessagePack when the request wants it. */
@@ -90,6 +104,19 @@ void http_reply_error(struct http_reply *reply, enum err err, const char *field,
     PRINTF_LIKE(4, 5);
 
 void http_reply_text(struct http_reply *reply, int status, const char *content_type, struct str body);
+
+/*
+ * An answer in pieces: status and the headers added before; then, each time more() is called (never from inside these
+ * two), one http_reply_piece. `bytes` must live until the next more() or gone(); the last ones are copied. After them,
+ * and after gone() (the reader has left, or took nothing for write_timeout_ms), the reply is no longer yours. Its
+ * length, when it has one, is told by a content-length of `length`; < 0: it ends with its last piece. false: the client
+ * has left already, and nothing will be called
+ */
+MUST_USE bool http_reply_begin(
+    struct http_reply *reply, int status, int64_t length, void (*more)(void *arg), void (*gone)(void *arg), void *arg);
+void http_reply_piece(struct http_reply *reply, struct str bytes, bool last);
+void http_reply_break(
+    struct http_reply *reply); /* what was promised cannot be given: cuts the connection, then gone() */
 
 /* Adds a header to the coming answer (static name, value copied, no line ends in it). */
 void http_reply_header(struct http_reply *reply, const char *name, const char *value);

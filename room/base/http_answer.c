@@ -148,6 +148,7 @@ void http_reply_header(struct http_reply *reply, const char *name, const char *v
 void reply_end(struct http_reply *reply, int status, const char *content_type, struct str body)
 {
     h2o_req_t *req = reply->req;
+    struct wire *wire = reply->wire; /* the reply may be gone after it is sent */
 
     assert(!reply->answered);
     reply->answered = true;
@@ -157,12 +158,82 @@ void reply_end(struct http_reply *reply, int status, const char *content_type, s
         return;
     }
     headers_add(reply, status, content_type, body.n);
+    body_ends(reply);
     if (reply->close || reply->server->draining)
         req->http1_is_persistent = 0;
     sending_start(reply);
     reply->server->answering = req;
     h2o_send_inline(req, body.n ? body.p : "", body.n);
     reply->server->answering = NULL;
+    body_answered(wire);
+}
+
+/* ---- in pieces ---- */
+
+static void on_proceed(h2o_generator_t *pieces, h2o_req_t *req)
+{
+    struct http_reply *reply = container_of(pieces, struct http_reply, pieces);
+
+    (void)req;
+    list_remove(&reply->sending);
+    reply->more(reply->pieces_arg);
+}
+
+/* libh2o gives the answer up; the request's memory goes, and the reply with it. */
+static void on_stop(h2o_generator_t *pieces, h2o_req_t *req)
+{
+    struct http_reply *reply = container_of(pieces, struct http_reply, pieces);
+
+    (void)req;
+    if (!reply->last)
+        reply->left(reply->pieces_arg);
+}
+
+bool http_reply_begin(
+    struct http_reply *reply, int status, int64_t length, void (*more)(void *arg), void (*gone)(void *arg), void *arg)
+{
+    h2o_req_t *req = reply->req;
+
+    assert(!reply->answered);
+    reply->answered = true;
+    watch_stop(reply);
+    if (!req) {
+        reply_free(reply);
+        return false;
+    }
+    reply->pieces = (h2o_generator_t){on_proceed, on_stop};
+    reply->more = more;
+    reply->left = gone;
+    reply->pieces_arg = arg;
+    body_ends(reply);
+    if (reply->close || reply->server->draining)
+        req->http1_is_persistent = 0;
+    req->res.status = status;
+    req->res.reason = reason_of(status);
+    req->res.content_length = length < 0 ? SIZE_MAX : (size_t)length;
+    reply->server->answering = req; /* filters are set up here */
+    h2o_start_response(req, &reply->pieces);
+    reply->server->answering = NULL;
+    return true;
+}
+
+void http_reply_piece(struct http_reply *reply, struct str bytes, bool last)
+{
+    h2o_iovec_t piece = {(char *)(uintptr_t)bytes.p, bytes.n};
+    struct wire *wire = reply->wire;
+
+    reply->last = last;
+    if (last && bytes.n) /* nobody is told when it has gone */
+        piece = h2o_strdup(&reply->req->pool, bytes.p, bytes.n);
+    sending_start(reply);
+    h2o_send(reply->req, &piece, bytes.n ? 1 : 0, last ? H2O_SEND_STATE_FINAL : H2O_SEND_STATE_IN_PROGRESS);
+    if (last)
+        body_answered(wire);
+}
+
+void http_reply_break(struct http_reply *reply)
+{
+    wire_cut(reply->wire);
 }
 
 static void headers_add(struct http_reply *reply, int status, const char *content_type, size_t bytes)
@@ -183,11 +254,12 @@ static const char *reason_of(int status)
         int status;
         const char *reason;
     } table[] = {{101, "Switching Protocols"}, {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {204, "No Content"},
-        {400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"}, {404, "Not Found"},
-        {405, "Method Not Allowed"}, {409, "Conflict"}, {410, "Gone"}, {413, "Content Too Large"},
-        {415, "Unsupported Media Type"}, {417, "Expectation Failed"}, {426, "Upgrade Required"},
-        {429, "Too Many Requests"}, {431, "Request Header Fields Too Large"}, {500, "Internal Server Error"},
-        {502, "Bad Gateway"}, {503, "Service Unavailable"}, {504, "Gateway Timeout"}};
+        {206, "Partial Content"}, {304, "Not Modified"}, {400, "Bad Request"}, {401, "Unauthorized"},
+        {403, "Forbidden"}, {404, "Not Found"}, {405, "Method Not Allowed"}, {409, "Conflict"}, {410, "Gone"},
+        {413, "Content Too Large"}, {415, "Unsupported Media Type"}, {416, "Range Not Satisfiable"},
+        {417, "Expectation Failed"}, {426, "Upgrade Required"}, {429, "Too Many Requests"},
+        {431, "Request Header Fields Too Large"}, {500, "Internal Server Error"}, {502, "Bad Gateway"},
+        {503, "Service Unavailable"}, {504, "Gateway Timeout"}};
 
     for (size_t i = 0; i < countof(table); i++) {
         if (table[i].status == status)
@@ -268,6 +340,13 @@ static void on_hang_up(uv_poll_t *poll, int status, int events)
         gone(arg);
 }
 
+void reply_gone(struct http_reply *reply)
+{
+    wire_cut(reply->wire);
+    reply_detach(reply);
+    reply->piece(reply->piece_arg, (struct str){"", 0});
+}
+
 static void watch_stop(struct http_reply *reply)
 {
     struct watch *watch = reply->watch;
@@ -292,6 +371,7 @@ static void reply_detach(struct http_reply *reply)
     watch_stop(reply);
     if (!req)
         return;
+    body_ends(reply);
     *reply->cell = NULL;
     reply->req = NULL;
     req->http1_is_persistent = 0;

@@ -20,6 +20,13 @@ struct wire {
     struct buf rest;        /* arrived, not used yet */
     struct wire_tail *tail; /* what the kernel did not take at once */
     bool writing, closing;
+    /* http_body.c */
+    h2o_socket_cb h2o_read, h2o_written; /* libh2o's own, while ours stand in their place */
+    h2o_timeout_entry_t late;            /* of the handshake */
+    struct http_reply *reading;          /* the next piece is for this one; NULL: nobody reads */
+    size_t head_bytes;                   /* of the request that is being answered */
+    int64_t body_left;                   /* of its raw body; -1: it has none */
+    bool expects;                        /* it waits for 100 Continue */
 };
 
 struct http_server {
@@ -28,6 +35,7 @@ struct http_server {
     void *context;
     int64_t request_max_bytes, connections_max, send_buffer_bytes;
     uint64_t write_timeout_ms;
+    const char *raw_path; /* NULL: none */
     struct http_counters counters;
 
     int listen_fd; /* -1: no longer listening */
@@ -64,6 +72,13 @@ struct http_reply {
     struct watch *watch;
     void (*gone)(void *arg);
     void *gone_arg;
+    void (*piece)(void *arg, struct str bytes);
+    void *piece_arg;
+    h2o_generator_t pieces; /* of an answer in pieces, with the next five */
+    void (*more)(void *arg);
+    void (*left)(void *arg);
+    void *pieces_arg;
+    bool last;
     const struct wire_events *events; /* of a take-over, with the next two */
     void *owner;
     void (*ready)(void *owner, struct wire *wire);
@@ -93,6 +108,13 @@ MUST_USE bool request_read(struct http_request *request, struct http_reply *repl
 
 /* http_tls.c */
 MUST_USE enum err tls_open(SSL_CTX **out, const char *certificate_file, const char *key_file);
+
+void reply_gone(struct http_reply *reply); /* its client left while its body was read: told as an empty piece */
+
+/* http_body.c */
+void body_accept(struct wire *wire);      /* a connection of a server with a raw_path */
+void body_ends(struct http_reply *reply); /* it is being answered: nothing more is read */
+void body_answered(struct wire *wire);    /* libh2o has the answer */
 
 /* wire.c */
 void wire_open(struct http_server *server, int fd); /* a connection was accepted */

@@ -61,6 +61,8 @@ bool request_read(struct http_request *request, struct http_reply *reply, struct
         return false;
     }
     request_fill(request, req, &head);
+    reply->wire->head_bytes = head.bytes;
+    request->raw_bytes = reply->wire->body_left;
     return body_read(request, reply, scratch);
 }
 

@@ -61,7 +61,11 @@ void wire_open(struct http_server *server, int fd)
         return;
     }
     tune_socket(server, &wire->tcp, fd);
-    h2o_accept(&server->accept_ctx, wire->sock);
+    wire->body_left = -1;
+    if (server->raw_path)
+        body_accept(wire);
+    else
+        h2o_accept(&server->accept_ctx, wire->sock);
 }
 
 /* Small events must not wait for more (Nagle); a slow reader shall show up here and not in megabytes of kernel memory;
