@@ -79,3 +79,14 @@ def test_readyz_reasons_are_those_of_the_code():
     assert len(reasons) > 5
     for reason in reasons:
         assert reason.partition(":")[0] in section("Health"), reason
+
+
+def test_settings_of_the_gateway_are_as_it_prints_them():
+    program = roomd.pathlib.Path(roomd.ROOMD).with_name("roomd-gateway")
+    printed = subprocess.run([program, "--settings"], stdout=subprocess.PIPE, text=True, timeout=30, check=True).stdout
+    assert printed.strip() in section("Gateway")
+
+
+def test_metrics_of_the_gateway_are_those_of_the_code():
+    code = (roomd.TOP / "gateway-adapter/gateway/routes.c").read_text()
+    assert first_names("Gateway", 1) == {f"roomd_gateway_{name}" for name in re.findall(r'metric\(&out, "(\w+)"', code)}

@@ -44,8 +44,9 @@ function instances() {
 }
 
 const headers = setup.cookie ? { Cookie: setup.cookie } : {};
+const page = setup.cookie ? { Origin: new URL(setup.gateway).origin } : {}; // whoever sends a cookie on a WebSocket says which page it is
 const client = new RoomClient({
-    backend: setup.gateway ? gatewayBackend(setup.gateway, { headers }) : instances(), WebSocket: NodeWebSocket.with({ headers }), ...setup.options,
+    backend: setup.gateway ? gatewayBackend(setup.gateway, { headers }) : instances(), WebSocket: NodeWebSocket.with({ headers: { ...headers, ...page } }), ...setup.options,
 });
 
 client.on('state', ({ state, transport, reason }) => say('state', { state, transport, reason: reason?.code, why: reason?.message }));

@@ -1,0 +1,36 @@
+/* Every setting of roomd-gateway. GATEWAY_KEY(name, type, default, least, most, help); bounds count for numbers only.
+ * No include guard: this file is included once per use. */
+
+/* A setting is one line, also for those who search. */
+/* clang-format off */
+GATEWAY_KEY(listen_address, TEXT, "127.0.0.1", 0, 0, "address the gateway listens on")
+GATEWAY_KEY(listen_port, INT, "7480", 0, 65535, "port of the page, the API and the long connections; 0 = one the kernel picks")
+GATEWAY_KEY(log_level, TEXT, "info", 0, 0, "debug, info, warn or error")
+GATEWAY_KEY(tls_certificate_file, TEXT, "", 0, 0, "PEM chain; empty = no TLS (a proxy in front has it)")
+GATEWAY_KEY(tls_key_file, TEXT, "", 0, 0, "PEM key for tls_certificate_file")
+GATEWAY_KEY(secure_cookie, BOOL, "no", 0, 0, "mark the session cookie Secure: yes when browsers come over https, also through a proxy")
+GATEWAY_KEY(allowed_origins, TEXT, "", 0, 0, "origins of other pages that may use this gateway, comma-separated; its own page always may")
+GATEWAY_KEY(web_folder, TEXT, "", 0, 0, "folder of the page that is served; empty = none")
+GATEWAY_KEY(instance_urls, TEXT, "http://127.0.0.1:7400", 0, 0, "roomd instances for service calls, comma-separated, tried in order")
+GATEWAY_KEY(service_key, SECRET, "", 0, 0, "key of this gateway at roomd")
+GATEWAY_KEY(broker_urls, SECRET, "amqp://guest:guest@127.0.0.1:5672/%2f", 0, 0, "brokers that messages are published to, comma-separated, the nearest first")
+GATEWAY_KEY(base_url, TEXT, "http://127.0.0.1:7500", 0, 0, "BaseService: accounts and files")
+GATEWAY_KEY(base_key, SECRET, "", 0, 0, "key of this gateway at the BaseService")
+GATEWAY_KEY(session_secret, SECRET, "", 0, 0, "at least 32 characters, the same on every gateway: seals sessions and addresses")
+GATEWAY_KEY(session_ttl_ms, MS, "43200000", 1000, 31536000000, "a session that is not used for so long is over; using it renews it")
+GATEWAY_KEY(session_most_ms, MS, "2592000000", 1000, 315360000000, "after so long one has to log in again in any case")
+GATEWAY_KEY(spool_file, TEXT, "", 0, 0, "where messages wait on disk while no broker takes them; empty = they are refused then")
+GATEWAY_KEY(policy_file, TEXT, "", 0, 0, "JSON file of the example policy: who may not write to whom, which words are refused; empty = everybody may everything")
+GATEWAY_KEY(send_timeout_ms, MS, "5000", 100, 600000, "a message that the broker has not confirmed by then is answered with an error")
+GATEWAY_KEY(call_timeout_ms, MS, "8000", 100, 600000, "the same for calls")
+GATEWAY_KEY(request_max_bytes, BYTES, "128k", 1024, 16777216, "largest request body but for uploads")
+GATEWAY_KEY(upload_max_bytes, BYTES, "500m", 1024, 1099511627776, "largest file that is passed to the BaseService, which has limits of its own for each kind")
+GATEWAY_KEY(request_timeout_ms, MS, "10000", 100, 600000, "time to send a whole request, and idle time of a kept-alive connection")
+GATEWAY_KEY(connections_max, INT, "50000", 10, 10000000, "open connections; more are closed at once")
+GATEWAY_KEY(account_requests_per_s, INT, "50", 0, 1000000, "requests one account may make in a second, with a burst of twice that; 0 = no limit")
+GATEWAY_KEY(account_streams_max, INT, "20", 1, 100000, "long connections of one account at this gateway")
+GATEWAY_KEY(logins_per_minute, INT, "10", 0, 1000000, "log-ins one account may try in a minute; 0 = no limit")
+GATEWAY_KEY(stream_connect_ms, MS, "3000", 100, 60000, "how long one endpoint may take to open a long connection before the next is tried")
+GATEWAY_KEY(stream_pending_max_bytes, BYTES, "256k", 4096, 16777216, "what a frontend sent and its instance does not take; above it the connection is cut")
+GATEWAY_KEY(drain_ms, MS, "3000", 0, 600000, "a stopping gateway waits so long for what is on its way")
+/* clang-format on */

@@ -1,0 +1,107 @@
+/* How a message looks. Everything that people wrote goes in as text, never as markup. */
+import { nameOf } from './api.js';
+import { say } from './words.js';
+
+export function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+        if (name.startsWith('on'))
+            made.addEventListener(name.slice(2), value);
+        else if (value !== undefined && value !== false)
+            made.setAttribute(name, value === true ? '' : value);
+    }
+    made.append(...children.filter((child) => child !== undefined && child !== null && child !== false));
+    return made;
+}
+
+export function avatar(account, name) {
+    let hue = 0;
+    for (const c of account)
+        hue = (hue * 31 + c.codePointAt(0)) % 360;
+    const made = element('span', { class: 'avatar', 'aria-hidden': 'true' }, [...(name || account)][0]?.toUpperCase() ?? '?');
+    made.style.background = `hsl(${hue} 52% 44%)`;
+    return made;
+}
+
+const textOf = (content) => (typeof content === 'string' ? content : content?.body ?? content?.text ?? '');
+
+function richText(content) {
+    return (content?.parts ?? []).map((part) => (part.type === 'mention'
+        ? part.display_text ?? `@${part.mention_type === 'all' ? say('all') : nameOf(part.user_id ?? '')}` : part.body ?? part.text ?? say('other'))).join('');
+}
+
+/** One line that says what a message holds. */
+export function summary(message) {
+    if (!message || message.content === undefined)
+        return message?.state === 'recalled' ? say('recalled', '') : say('deleted');
+    switch (message.kind) {
+    case 'text': case 'tip': return textOf(message.content);
+    case 'rich_text': return richText(message.content);
+    case 'image': case 'voice': case 'video': case 'file': return `${say(message.kind)} ${message.content?.name ?? ''}`;
+    case 'forward': return `${say('forwarded')} ${message.content?.summary ?? ''}`;
+    default: return say('other');
+    }
+}
+
+const size = (bytes) => (bytes > 1 << 20 ? `${(bytes / (1 << 20)).toFixed(1)} MB` : bytes > 1024 ? `${Math.round(bytes / 1024)} KB` : bytes >= 0 ? `${bytes} B` : '');
+
+function media(message, room_id) {
+    const { kind, content } = message;
+    // Which message names the file: the gateway shows it to who may see that message.
+    const url = `api/rooms/${encodeURIComponent(room_id)}/files/${encodeURIComponent(content.file_id)}${message.seq ? `?seq=${message.seq}` : ''}`;
+    const name = content.name ?? say(kind);
+    if (kind === 'image')
+        return element('a', { href: url, target: '_blank', rel: 'noopener' }, element('img', { class: 'picture', src: url, alt: name, loading: 'lazy', width: content.width, height: content.height }));
+    if (kind === 'voice')
+        return element('audio', { src: url, controls: true, preload: 'none' });
+    if (kind === 'video')
+        return element('video', { src: url, controls: true, preload: 'metadata', width: content.width, height: content.height });
+    return element('a', { class: 'file', href: url, download: name }, '📄', element('span', {}, element('b', {}, name), element('br'), element('small', {}, size(content.size))));
+}
+
+function forwarded(content) {
+    const messages = content.messages ?? [];
+    const head = content.summary ?? `${say('forwarded')} (${messages.length})`;
+    return element('details', { class: 'forward' }, element('summary', {}, head), ...messages.map((one) => element('p', {},
+        element('small', {}, `${one.original_sender_name ?? ''} · ${new Date(one.timestamp).toLocaleString()}`), element('br'),
+        summary({ kind: one.content?.type ?? 'text', content: one.content }))));
+}
+
+function parts(content, me) {
+    return (content.parts ?? []).map((part) => {
+        if (part.type !== 'mention')
+            return part.body ?? part.text ?? say('other');
+        const all = part.mention_type === 'all';
+        return element('span', { class: all || part.user_id === me ? 'mention me' : 'mention' }, part.display_text ?? `@${all ? say('all') : nameOf(part.user_id ?? '')}`);
+    });
+}
+
+/** The inside of a bubble. */
+export function body(message, { me, room_id }) {
+    const made = element('div', { class: 'body' });
+    const { kind, content } = message;
+    if (content === undefined)
+        made.append(message.state === 'recalled' ? say('recalled', nameOf(message.state_by ?? message.sender)) : say('deleted'));
+    else if (kind === 'rich_text')
+        made.append(...parts(content, me));
+    else if (['image', 'voice', 'video', 'file'].includes(kind))
+        made.append(media(message, room_id));
+    else if (kind === 'forward')
+        made.append(forwarded(content));
+    else
+        made.append(kind === 'text' || kind === 'tip' ? textOf(content) : say('other'));
+    return made;
+}
+
+/** A line in the middle: people come and go, names change. */
+export function note(event) {
+    const names = (event.account_ids ?? []).slice(0, 5).map((account) => nameOf(account)).join(', ') + (event.account_ids?.length > 5 ? '…' : '');
+    switch (event.type) {
+    case 'member.joined': return say('joined', names);
+    case 'member.left': return say('left', names);
+    case 'member.updated': return say('muted', names);
+    case 'room.removed': return say('closed');
+    case 'room.updated': return event.name !== undefined ? say('renamed', event.name) : event.notice !== undefined ? say('noticed', event.notice) : say('changed');
+    default: return null;
+    }
+}

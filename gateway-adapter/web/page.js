@@ -1,0 +1,690 @@
+/*
+ * The demo page: conversations on the left, one chat on the right. What a room holds is room-client's affair; the page
+ * draws it. Steps: log in · list · open a room · draw · compose · menus and dialogs.
+ */
+import { call, find, nameOf, upload } from './api.js';
+import { avatar, body, element, note, summary } from './message.js';
+import { gatewayBackend, RoomClient } from './room-client.js';
+import { language, say, setLanguage, translate } from './words.js';
+
+const $ = (id) => document.getElementById(id);
+const state = { me: null, client: null, rooms: new Map(), order: [], open: null, members: [], about: null, picked: null, atEnd: true, loading: false, notes: new Map(), drafts: new Map() };
+const FILE_KINDS = [[/^image\/(png|jpe?g|gif|webp)$/, 'image'], [/^audio\//, 'voice'], [/^video\//, 'video']];
+
+// ----------------------------------------------------------------------------------------------------- log in
+
+async function begin() {
+    translate();
+    for (const button of document.querySelectorAll('.language'))
+        button.textContent = say('lang');
+    $('text').placeholder = say('write');
+    try {
+        enter(await call('me'));
+    } catch {
+        $('login').hidden = false;
+        $('app').hidden = true;
+    }
+}
+
+$('login-form').addEventListener('submit', async (event) => {
+    event.preventDefault();
+    const { account, password } = event.target.elements;
+    try {
+        $('login-problem').textContent = '';
+        enter(await call('login', { account: account.value.trim(), password: password.value }));
+        event.target.reset();
+    } catch (error) {
+        $('login-problem').textContent = error.status === 401 ? say('wrong') : say('problem', error.message);
+    }
+});
+
+function enter(me) {
+    state.me = me.account_id;
+    $('login').hidden = true;
+    $('app').hidden = false;
+    $('my-name').textContent = me.name;
+    $('my-avatar').replaceWith(Object.assign(avatar(me.account_id, me.name), { id: 'my-avatar' }));
+    const client = state.client = new RoomClient({ backend: gatewayBackend(), account_id: me.account_id });
+    client.on('change', (room) => soon(() => (room === state.open ? drawLog() : null), `log ${room.room_id}`));
+    client.on('entry', (event, room) => onEntry(event, room));
+    client.on('message', (message, room, event) => onMessage(message, room, event));
+    client.on('typing', (room) => room === state.open && drawTyping());
+    client.on('read', (_, room) => room === state.open && soon(drawLog, 'log'));
+    client.on('entered', () => soon(loadRooms, 'rooms'));
+    client.on('left', (room) => leftRoom(room));
+    client.on('state', ({ state: now, reason }) => drawConnection(now, reason));
+    client.on('sending', (message) => message.sending === 'failed' && toast(message.error?.message ?? say('failed')));
+    client.start();
+    const renew = Math.max(60000, (me.expires_at - Date.now()) / 2);
+    state.renewal = setInterval(() => call('refresh', {}).catch(() => {}), Math.min(renew, 2 ** 31 - 1));
+    loadRooms();
+}
+
+async function logOut() {
+    clearInterval(state.renewal);
+    state.client?.stop();
+    await call('logout', {}).catch(() => {});
+    location.reload();
+}
+
+function drawConnection(now, reason) {
+    $('connection').textContent = say(`s_${now}`);
+    $('connection').className = now === 'open' || now === 'connecting' ? '' : 'bad';
+    if (reason?.code === 'unauthenticated')
+        begin().then(() => state.client?.state === 'stopped' && location.reload());
+}
+
+/** Many changes of one moment are drawn once. */
+const pending = new Map();
+function soon(run, key) {
+    if (!pending.has(key))
+        requestAnimationFrame(() => {
+            pending.delete(key);
+            run();
+        });
+    pending.set(key, true);
+}
+
+// ------------------------------------------------------------------------------------------------- the list
+
+async function loadRooms() {
+    try {
+        const { rooms } = await call('rooms?limit=200');
+        state.rooms = new Map(rooms.map((room) => [room.room_id, room]));
+        drawRooms();
+        const wanted = decodeURIComponent(location.hash.slice(1));
+        if (!state.open && wanted && state.rooms.has(wanted))
+            openRoom(wanted);
+    } catch (error) {
+        toast(say('problem', error.message));
+    }
+}
+
+const titleOf = (about) => about.name || (about.peer ? nameOf(about.peer, redraw) : about.room_id.slice(-6));
+
+function redraw() {
+    soon(drawRooms, 'list');
+    soon(drawLog, 'log');
+    soon(drawHead, 'head');
+}
+
+const clock = (ms) => new Date(ms).toLocaleTimeString(language, { hour: '2-digit', minute: '2-digit' });
+function when(ms) {
+    const date = new Date(ms), today = new Date();
+    return date.toDateString() === today.toDateString() ? clock(ms) : date.toLocaleDateString(language, { month: 'short', day: 'numeric' });
+}
+
+function drawRooms() {
+    const all = [...state.rooms.values()].sort((a, b) => b.last_at - a.last_at);
+    state.order = all.map((about) => about.room_id);
+    const unread = all.reduce((sum, about) => sum + about.unread, 0);
+    document.title = unread ? `(${unread}) roomd` : 'roomd';
+    $('conversations').replaceChildren(...all.map((about) => {
+        const last = about.last;
+        const said = last?.type === 'message' ? `${last.sender === state.me ? `${say('you')}: ` : about.peer ? '' : `${nameOf(last.sender, redraw)}: `}${summary(last)}` : (last && note(last)) ?? '';
+        return element('div', { class: 'conversation', role: 'option', id: `room-${about.room_id}`, 'aria-selected': String(about.room_id === state.open?.room_id), onclick: () => openRoom(about.room_id) },
+            avatar(about.peer ?? about.room_id, titleOf(about)),
+            element('div', { class: 'grow' },
+                element('div', { class: 'top' }, element('b', {}, titleOf(about)), element('small', {}, about.last_at ? when(about.last_at) : '')),
+                element('div', { class: 'last' }, element('span', {}, said),
+                    about.mentioned > 0 && element('span', { class: 'badge at' }, '@'),
+                    about.unread > 0 && element('span', { class: 'badge' }, about.unread > 99 ? '99+' : about.unread))));
+    }));
+}
+
+$('conversations').addEventListener('keydown', (event) => {
+    const at = state.order.indexOf(state.open?.room_id);
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step && state.order.length) {
+        event.preventDefault();
+        openRoom(state.order[Math.max(0, Math.min(state.order.length - 1, at + step))], true);
+    } else if (event.key === 'Enter') {
+        $('text').focus();
+    }
+});
+
+/** An entry of any room: the list shows it, whether the room is open or not. */
+function onEntry(event, room) {
+    const about = state.rooms.get(room.room_id);
+    if (!about)
+        return soon(loadRooms, 'rooms');
+    if (event.type === 'room.updated')
+        Object.assign(about, { name: event.name ?? about.name, notice: event.notice ?? about.notice, owner: event.owner ?? about.owner });
+    if (event.type.startsWith('member.') && room === state.open)
+        loadMembers();
+    if (note(event) !== null) {
+        if (!state.notes.has(room.room_id))
+            state.notes.set(room.room_id, []);
+        state.notes.get(room.room_id).push(event);
+    }
+    if (event.type === 'message' || note(event) !== null) {
+        about.last = event;
+        about.last_at = event.at;
+        soon(drawRooms, 'list');
+    }
+}
+
+function onMessage(message, room, event) {
+    const about = state.rooms.get(room.room_id);
+    if (!about)
+        return;
+    if (event.type !== 'message') { // edited, recalled, deleted
+        if (about.last?.seq === message.seq)
+            about.last = { ...about.last, ...message };
+        if (event.type !== 'message.edited')
+            countUnread(room.room_id);
+    } else if (message.sender === state.me) {
+        about.unread = about.mentioned = 0;
+    } else if (room === state.open && !document.hidden && state.atEnd) {
+        room.markRead(message.seq);
+        about.unread = about.mentioned = 0;
+    } else {
+        countUnread(room.room_id);
+    }
+    soon(drawRooms, 'list');
+}
+
+/** The service counts; the page only asks, once for many. */
+const toCount = new Set();
+function countUnread(room_id) {
+    toCount.add(room_id);
+    clearTimeout(state.counting);
+    state.counting = setTimeout(async () => {
+        const ids = [...toCount].slice(0, 100);
+        toCount.clear();
+        const { rooms } = await call(`unread?room_ids=${ids.join(',')}`).catch(() => ({ rooms: [] }));
+        for (const { room_id: id, unread, mentioned } of rooms)
+            Object.assign(state.rooms.get(id) ?? {}, { unread, mentioned });
+        drawRooms();
+    }, 250);
+}
+
+function leftRoom(room) {
+    state.rooms.delete(room.room_id);
+    if (room === state.open)
+        closeRoom();
+    drawRooms();
+}
+
+// ------------------------------------------------------------------------------------------------ one room
+
+async function openRoom(room_id, stay = false) {
+    if (state.open?.room_id === room_id && !$('chat').hidden)
+        return;
+    if (state.open)
+        state.drafts.set(state.open.room_id, $('text').value);
+    const room = state.open = state.client.room(room_id);
+    endAbout();
+    endPicking();
+    state.atEnd = true;
+    state.members = [];
+    location.hash = encodeURIComponent(room_id);
+    $('app').classList.add('in-chat');
+    $('chat').hidden = false;
+    $('nothing').hidden = true;
+    $('text').value = state.drafts.get(room_id) ?? '';
+    fitText();
+    drawRooms();
+    drawHead();
+    drawLog();
+    loadMembers();
+    if (!stay)
+        $('text').focus();
+    try {
+        if (room.messages.length < 30)
+            await room.loadBefore(50);
+    } catch (error) {
+        toast(say('problem', error.message));
+    }
+    if (room === state.open) {
+        drawLog();
+        markRead();
+    }
+}
+
+function closeRoom() {
+    state.open = null;
+    location.hash = '';
+    $('app').classList.remove('in-chat');
+    $('chat').hidden = true;
+    $('nothing').hidden = false;
+    drawRooms();
+}
+
+function markRead() {
+    const room = state.open, about = room && state.rooms.get(room.room_id);
+    if (!room || document.hidden || !state.atEnd || !about)
+        return;
+    const last = room.messages.at(-1)?.seq ?? 0;
+    if (last > Math.max(room.read_seq, about.read_seq ?? 0) || about.unread)
+        room.markRead(Math.max(last, room.cursor?.seq ?? 0));
+    about.unread = about.mentioned = 0;
+    drawRooms();
+}
+
+async function loadMembers() {
+    const room = state.open;
+    const { accounts } = await call(`rooms/${room.room_id}/members?limit=500`).catch(() => ({ accounts: [] }));
+    if (room !== state.open)
+        return;
+    state.members = accounts;
+    for (const { account_id, read_seq } of accounts)
+        if (read_seq > (room.reads.get(account_id) ?? 0))
+            room.reads.set(account_id, read_seq);
+    drawHead();
+    drawLog();
+}
+
+function drawHead() {
+    const about = state.open && state.rooms.get(state.open.room_id);
+    if (!about)
+        return;
+    $('room-name').textContent = titleOf(about);
+    $('room-avatar').replaceWith(Object.assign(avatar(about.peer ?? about.room_id, titleOf(about)), { id: 'room-avatar' }));
+    $('room-detail').textContent = about.peer ? '' : [say('members', state.members.length || about.members), about.notice].filter(Boolean).join(' · ');
+}
+
+function drawTyping() {
+    const who = [...state.open.typists.keys()].filter((account) => account !== state.me);
+    $('typing').textContent = who.length ? say(who.length > 1 ? 'typing_many' : 'typing_one', who.map((account) => nameOf(account, drawTyping)).join(', ')) : '';
+}
+
+// ------------------------------------------------------------------------------------------------- the log
+
+/** The bubbles that stand already are kept while nothing about them has changed. */
+const drawn = new Map();
+function drawLog() {
+    const room = state.open;
+    if (!room)
+        return;
+    const box = $('log'), fromEnd = box.scrollHeight - box.scrollTop;
+    const timeline = [...room.timeline().map((message) => ({ at: message.at, seq: message.seq ?? Infinity, message })),
+        ...(state.notes.get(room.room_id) ?? []).map((event) => ({ at: event.at, seq: event.seq, event }))].sort((a, b) => a.seq - b.seq);
+    const rows = [], kept = new Map();
+    const others = [...room.reads].filter(([account]) => account !== state.me);
+    let day = '', before = null;
+    for (const { at, message, event } of timeline) {
+        const today = new Date(at).toDateString();
+        if (today !== day)
+            rows.push(element('div', { class: 'day' }, dayName(at)));
+        if (today !== day || event)
+            before = null;
+        day = today;
+        if (event) {
+            rows.push(element('div', { class: 'note' }, note(event)));
+            continue;
+        }
+        const readers = message.sender === state.me && message.seq ? others.filter(([, seq]) => seq >= message.seq).length : 0;
+        const key = message.client_msg_id + message.sender;
+        const look = JSON.stringify([message.seq, message.state, message.edited_at, message.sending, readers, before, language, state.picked?.has(message.seq), nameOf(message.sender, redraw), message.state_by]);
+        let row = drawn.get(key);
+        if (row?.look !== look || row.room !== room.room_id)
+            row = { look, room: room.room_id, element: bubble(message, before === message.sender, readers) };
+        kept.set(key, row);
+        rows.push(row.element);
+        before = message.kind === 'tip' ? null : message.sender;
+    }
+    drawn.clear();
+    for (const [key, row] of kept)
+        drawn.set(key, row);
+    $('messages').replaceChildren(...rows);
+    box.scrollTop = state.atEnd ? box.scrollHeight : box.scrollHeight - fromEnd;
+    $('to-end').hidden = state.atEnd;
+}
+
+function dayName(ms) {
+    const days = Math.round((new Date().setHours(0, 0, 0, 0) - new Date(ms).setHours(0, 0, 0, 0)) / 86400000);
+    return days === 0 ? say('today') : days === 1 ? say('yesterday') : new Date(ms).toLocaleDateString(language, { weekday: 'short', year: 'numeric', month: 'short', day: 'numeric' });
+}
+
+function bubble(message, follows, readers) {
+    const mine = message.sender === state.me, gone = message.content === undefined;
+    const quoted = message.quote_seq && state.open.find(message.quote_seq);
+    if (message.kind === 'tip' || message.sender === '@system')
+        return element('div', { class: 'note', 'data-seq': message.seq }, summary(message));
+    const foot = element('div', { class: 'foot' }, message.state === 'edited' ? `${say('edited')} · ` : '', clock(message.at), ' ');
+    if (mine && !gone)
+        foot.append(message.sending === 'failed' ? element('span', { class: 'bad' }, say('failed')) : say(readers ? 'read' : message.seq ? 'stored' : message.sending ?? 'stored'));
+    const inside = element('div', { class: gone ? 'bubble gone' : 'bubble', tabindex: '0', 'data-seq': message.seq, 'data-id': message.client_msg_id,
+        oncontextmenu: (event) => { event.preventDefault(); messageMenu(message, event.clientX, event.clientY); },
+        onkeydown: (event) => { if (event.key === 'Enter' && event.target === event.currentTarget) { const { left, bottom } = event.target.getBoundingClientRect(); messageMenu(message, left, bottom); } },
+        onclick: (event) => (state.picked ? pick(message) : event.detail && !event.target.closest('a,summary,audio,video') && matchMedia('(hover: none)').matches && messageMenu(message, event.clientX, event.clientY)) },
+    !mine && !follows && !state.rooms.get(state.open.room_id)?.peer && element('div', { class: 'who' }, nameOf(message.sender, redraw)),
+    message.quote_seq && !gone && element('div', { class: 'quote', onclick: () => goTo(message.quote_seq) }, quoted ? `${nameOf(quoted.sender, redraw)}: ${summary(quoted)}` : `#${message.quote_seq}`),
+    body(message, { me: state.me, room_id: state.open.room_id }), foot);
+    return element('div', { class: `row${mine ? ' mine' : ''}${follows ? ' follows' : ''}${state.picked?.has(message.seq) ? ' picked' : ''}` },
+        !mine && avatar(message.sender, nameOf(message.sender)), inside);
+}
+
+function goTo(seq) {
+    const target = $('messages').querySelector(`[data-seq="${seq}"]`);
+    target?.scrollIntoView({ block: 'center' });
+    target?.focus();
+}
+
+$('log').addEventListener('scroll', async () => {
+    const box = $('log'), room = state.open;
+    state.atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+    $('to-end').hidden = state.atEnd;
+    if (state.atEnd)
+        markRead();
+    if (box.scrollTop < 200 && room?.hasOlder && !state.loading) {
+        state.loading = true;
+        await room.loadBefore(50).catch((error) => toast(say('problem', error.message)));
+        state.loading = false;
+        if (room === state.open)
+            drawLog();
+    }
+});
+$('to-end').addEventListener('click', () => { state.atEnd = true; drawLog(); markRead(); });
+document.addEventListener('visibilitychange', markRead);
+
+// -------------------------------------------------------------------------------------------------- compose
+
+function fitText() {
+    const text = $('text');
+    text.style.height = 'auto';
+    text.style.height = `${text.scrollHeight + 2}px`;
+    $('send').disabled = !text.value.trim();
+}
+
+$('text').addEventListener('input', () => {
+    fitText();
+    offerMentions();
+    if ($('text').value && !state.about?.edit)
+        state.open?.typing();
+});
+$('text').addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        $('mentions').hidden ? submit() : $('mentions').querySelector('button')?.click();
+    } else if (event.key === 'Escape') {
+        $('mentions').hidden ? endAbout() : ($('mentions').hidden = true);
+    } else if (event.key === 'ArrowUp' && !$('text').value) {
+        const mine = state.open.messages.findLast((message) => message.sender === state.me && message.kind === 'text' && message.content !== undefined);
+        if (mine)
+            editOf(mine);
+    } else if (event.key === 'ArrowDown' && !$('mentions').hidden) {
+        event.preventDefault();
+        $('mentions').querySelector('button')?.focus();
+    }
+});
+$('compose').addEventListener('submit', (event) => { event.preventDefault(); submit(); });
+
+/** Text with people in it is a rich_text; without, a text. */
+function contentOf(text) {
+    const names = [['all', `@${say('all')}`], ...state.members.map(({ account_id }) => [account_id, `@${nameOf(account_id)}`])].sort((a, b) => b[1].length - a[1].length);
+    const parts = [];
+    let plain = '', found = false;
+    for (let at = 0; at < text.length;) {
+        const hit = text[at] === '@' && names.find(([, name]) => text.startsWith(name, at));
+        if (!hit) {
+            plain += text[at++];
+            continue;
+        }
+        if (plain)
+            parts.push({ type: 'text', body: plain });
+        plain = '';
+        parts.push(hit[0] === 'all' ? { type: 'mention', mention_type: 'all', display_text: hit[1] } : { type: 'mention', user_id: hit[0], display_text: hit[1] });
+        found = true;
+        at += hit[1].length;
+    }
+    if (plain)
+        parts.push({ type: 'text', body: plain });
+    return found ? { kind: 'rich_text', content: { parts } } : { kind: 'text', content: text };
+}
+
+async function submit() {
+    const room = state.open, text = $('text').value.trim();
+    if (!room || !text)
+        return;
+    const { kind, content } = contentOf(text);
+    try {
+        if (state.about?.edit)
+            await room.edit(state.about.edit, state.about.edit.kind === 'rich_text' ? (kind === 'rich_text' ? content : { parts: [{ type: 'text', body: text }] }) : text);
+        else
+            room.send(content, { kind, quote_seq: state.about?.reply?.seq });
+        $('text').value = '';
+        endAbout();
+        fitText();
+        state.atEnd = true;
+        drawLog();
+    } catch (error) {
+        toast(say('problem', error.message));
+    }
+}
+
+function offerMentions() {
+    const text = $('text'), match = /(?:^|\s)@([^\s@]{0,20})$/.exec(text.value.slice(0, text.selectionStart));
+    const about = state.rooms.get(state.open?.room_id);
+    const fits = match && !about?.peer ? [['all', say('all')], ...state.members.map(({ account_id }) => [account_id, nameOf(account_id)])]
+        .filter(([id, name]) => id !== state.me && name.toLowerCase().startsWith(match[1].toLowerCase())).slice(0, 8) : [];
+    $('mentions').hidden = !fits.length;
+    $('mentions').replaceChildren(...fits.map(([, name]) => element('li', {}, element('button', { type: 'button', role: 'option', onclick: () => {
+        const end = text.selectionStart, start = end - match[1].length;
+        text.setRangeText(`${name} `, start, end, 'end');
+        $('mentions').hidden = true;
+        text.focus();
+        fitText();
+    } }, `@${name}`))));
+}
+
+function about(what, words) {
+    state.about = what;
+    $('about').hidden = false;
+    $('about-text').textContent = words;
+    $('text').focus();
+}
+
+function endAbout() {
+    if (state.about?.edit)
+        $('text').value = '';
+    state.about = null;
+    $('about').hidden = true;
+    fitText();
+}
+
+function editOf(message) {
+    $('text').value = summary(message);
+    about({ edit: message }, say('editing', summary(message)));
+    fitText();
+}
+
+$('about-end').addEventListener('click', endAbout);
+$('attach').addEventListener('click', () => $('file').click());
+$('file').addEventListener('change', async () => {
+    const files = [...$('file').files];
+    $('file').value = '';
+    for (const file of files)
+        await sendFile(file).catch((error) => toast(`${file.name}: ${error.message}`));
+});
+$('log').addEventListener('dragover', (event) => event.preventDefault());
+$('log').addEventListener('drop', (event) => {
+    event.preventDefault();
+    for (const file of event.dataTransfer.files)
+        sendFile(file).catch((error) => toast(`${file.name}: ${error.message}`));
+});
+
+async function sendFile(file) {
+    const room = state.open;
+    const kind = FILE_KINDS.find(([type]) => type.test(file.type))?.[1] ?? 'file';
+    const size = kind === 'image' ? await createImageBitmap(file).then(({ width, height }) => ({ width, height }), () => ({})) : {};
+    const { file_id } = await upload(file, kind);
+    room.send({ file_id, name: file.name, size: file.size, ...size }, { kind });
+}
+
+// ----------------------------------------------------------------------------------------- menus and dialogs
+
+function messageMenu(message, x, y) {
+    const room = state.open, mine = message.sender === state.me, here = message.content !== undefined;
+    const myRole = state.members.find(({ account_id }) => account_id === state.me)?.role;
+    const mayRecall = mine || myRole === 'owner' || myRole === 'admin';
+    const run = (promise) => promise.catch((error) => toast(say('problem', error.message)));
+    const items = [
+        message.sending === 'failed' && ['retry', () => state.client.retry(message)],
+        message.sending === 'failed' && ['discard', () => state.client.discard(message)],
+        message.seq && here && ['reply', () => about({ reply: message }, say('replying', nameOf(message.sender), summary(message)))],
+        message.seq && here && mine && ['text', 'rich_text'].includes(message.kind) && ['edit', () => editOf(message)],
+        here && ['copy', () => navigator.clipboard?.writeText(summary(message))],
+        message.seq && here && ['forward', () => { state.picked = new Set([message.seq]); forwardPicked(); }],
+        message.seq && here && ['pick', () => pick(message)],
+        message.seq && mine && ['who_read', () => showReaders(message)],
+        message.seq && here && mayRecall && ['recall', () => run(room.recall(message))],
+        message.seq && ['delete_me', () => run(room.delete(message, 'me'))],
+        message.seq && here && mayRecall && ['delete_all', () => run(room.delete(message, 'all'))],
+    ].filter(Boolean);
+    openMenu(x, y, items);
+}
+
+function openMenu(x, y, items) {
+    const menu = $('menu');
+    menu.replaceChildren(...items.map(([name, run]) => element('li', { role: 'none' }, element('button', { role: 'menuitem', 'data-do': name, onclick: () => { closeMenu(); run(); } }, say(name)))));
+    menu.hidden = false;
+    menu.style.left = `${Math.max(8, Math.min(x, innerWidth - menu.offsetWidth - 8))}px`;
+    menu.style.top = `${Math.max(8, Math.min(y, innerHeight - menu.offsetHeight - 8))}px`;
+    menu.querySelector('button')?.focus();
+}
+
+function closeMenu() {
+    $('menu').hidden = true;
+}
+
+document.addEventListener('pointerdown', (event) => { if (!event.target.closest('#menu')) closeMenu(); });
+for (const list of [$('menu'), $('mentions')])
+    list.addEventListener('keydown', (event) => {
+        const buttons = [...list.querySelectorAll('button')], at = buttons.indexOf(document.activeElement);
+        if (event.key === 'Escape') {
+            list.hidden = true;
+            $('text').focus();
+        } else if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
+            event.preventDefault();
+            buttons[(at + (event.key === 'ArrowDown' ? 1 : buttons.length - 1)) % buttons.length]?.focus();
+        }
+    });
+
+function pick(message) {
+    if (!message.seq || message.content === undefined)
+        return;
+    state.picked ??= new Set();
+    state.picked.delete(message.seq) || state.picked.add(message.seq);
+    $('picking').hidden = false;
+    $('picked').textContent = say('picked', state.picked.size);
+    drawLog();
+}
+
+function endPicking() {
+    state.picked = null;
+    $('picking').hidden = true;
+    drawLog();
+}
+
+async function forwardPicked() {
+    const from = state.open, seqs = [...state.picked].sort((a, b) => a - b);
+    endPicking();
+    if (!seqs.length)
+        return;
+    const list = element('ul', {}, ...state.order.map((room_id) => element('li', {}, element('label', {}, element('input', { type: 'radio', name: 'to', value: room_id }),
+        avatar(room_id, titleOf(state.rooms.get(room_id))), titleOf(state.rooms.get(room_id))))));
+    if (!await ask(say('forward_to'), list, say('forward')))
+        return;
+    const to = list.querySelector(':checked')?.value;
+    if (to)
+        await call(`rooms/${to}/forward`, { from_room_id: from.room_id, seqs, merged: seqs.length > 1, client_msg_id: crypto.randomUUID?.() ?? String(Math.random()) })
+            .catch((error) => toast(say('problem', error.message)));
+}
+$('forward-picked').addEventListener('click', forwardPicked);
+$('picking-end').addEventListener('click', endPicking);
+
+function showReaders(message) {
+    const readers = [...state.open.reads].filter(([account, seq]) => account !== state.me && seq >= message.seq);
+    ask(say('read_by'), element('ul', {}, ...(readers.length ? readers.map(([account]) => element('li', {}, avatar(account, nameOf(account)), nameOf(account))) : [element('li', {}, say('nobody'))])), say('close'));
+}
+
+/** Resolves to true when it was agreed to. */
+function ask(title, inside, agree) {
+    const dialog = $('dialog');
+    $('dialog-title').textContent = title;
+    $('dialog-body').replaceChildren(inside);
+    $('dialog-ok').textContent = agree;
+    dialog.returnValue = '';
+    dialog.showModal();
+    return new Promise((resolve) => dialog.addEventListener('close', () => resolve(dialog.returnValue === 'ok'), { once: true }));
+}
+
+/** A field that finds people, and ticks. */
+function peoplePicker(without = []) {
+    const chosen = new Map();
+    const field = element('input', { placeholder: say('find'), 'data-find': true, oninput: () => search() });
+    const list = element('ul');
+    async function search() {
+        const found = await find(field.value.trim()).catch(() => []);
+        list.replaceChildren(...[...new Map([...chosen, ...found.map(({ account_id, name }) => [account_id, name])])].filter(([id]) => id !== state.me && !without.includes(id)).slice(0, 50)
+            .map(([id, name]) => element('li', {}, element('label', {}, element('input', { type: 'checkbox', value: id, checked: chosen.has(id), onchange: (event) => (event.target.checked ? chosen.set(id, name) : chosen.delete(id)) }),
+                avatar(id, name), name))));
+    }
+    search();
+    return { element: element('div', {}, field, list), chosen };
+}
+
+async function newChat() {
+    const people = peoplePicker();
+    const name = element('input', { placeholder: say('group_name'), maxlength: 80, 'data-name': true });
+    if (!await ask(say('new_chat'), element('div', {}, name, people.element), say('start')) || !people.chosen.size)
+        return;
+    const ids = [...people.chosen.keys()];
+    try {
+        const direct = ids.length === 1 && !name.value.trim();
+        const { room } = await call('rooms', direct ? { kind: 'direct', account_id: ids[0] }
+            : { kind: 'group', name: name.value.trim() || [...people.chosen.values()].join(', ').slice(0, 80), members: ids });
+        await loadRooms();
+        openRoom(room.room_id);
+    } catch (error) {
+        toast(say('problem', error.message));
+    }
+}
+
+async function showPeople() {
+    const room = state.open, info = state.rooms.get(room.room_id);
+    const mine = state.members.find(({ account_id }) => account_id === state.me)?.role;
+    const manages = mine === 'owner' || mine === 'admin';
+    const act = (path, fields) => call(`rooms/${room.room_id}/${path}`, fields).then(loadMembers, (error) => toast(say('problem', error.message)));
+    const name = element('input', { value: info.name ?? '', maxlength: 80, disabled: !manages });
+    const adding = manages && !info.peer ? peoplePicker(state.members.map(({ account_id }) => account_id)) : null;
+    const list = element('ul', {}, ...state.members.map(({ account_id, role }) => element('li', {}, avatar(account_id, nameOf(account_id)), element('span', { class: 'grow' }, nameOf(account_id)), element('small', {}, say(role)),
+        !info.peer && (account_id === state.me || (manages && role === 'member')) && element('button', { type: 'button', class: 'plain', onclick: (event) => {
+            event.target.closest('li').remove();
+            act('members/remove', { account_ids: [account_id] });
+        } }, say(account_id === state.me ? 'leave' : 'remove')))));
+    const agreed = await ask(say('people'), element('div', {}, !info.peer && name, list, adding && element('h2', {}, say('add')), adding?.element), say('save'));
+    if (!agreed || info.peer)
+        return;
+    if (manages && name.value.trim() && name.value.trim() !== info.name)
+        await act('update', { name: name.value.trim() });
+    if (adding?.chosen.size)
+        await act('members/add', { account_ids: [...adding.chosen.keys()] });
+}
+
+let toasting;
+function toast(words) {
+    $('toast').textContent = words;
+    $('toast').hidden = false;
+    clearTimeout(toasting);
+    toasting = setTimeout(() => { $('toast').hidden = true; }, 5000);
+}
+
+$('new-chat').addEventListener('click', newChat);
+$('room-people').addEventListener('click', showPeople);
+$('back').addEventListener('click', closeRoom);
+$('log-out').addEventListener('click', logOut);
+for (const button of document.querySelectorAll('.language'))
+    button.addEventListener('click', () => {
+        setLanguage(language === 'zh' ? 'en' : 'zh');
+        translate();
+        for (const other of document.querySelectorAll('.language'))
+            other.textContent = say('lang');
+        $('text').placeholder = say('write');
+        drawn.clear();
+        redraw();
+    });
+
+begin();
