@@ -203,14 +203,14 @@ static bool names_message(const struct envelope *envelope)
     return envelope->target_seq || !id128_is_zero(envelope->target_id);
 }
 
-/* Is the log asked for the id? Always for what changes rooms and members: others act upon it before a COMMIT could find
- * it to be a repeat. A change of a message is found there like a message is: its row becomes a void, and is as if it
- * had never been. */
+/* Is the log asked for the id? Always for ops that others are judged by: a recall that only the COMMIT finds to be a
+ * repeat, of one that was refused once, would have refused an edit meanwhile. By an edit nothing is judged; its repeat
+ * is found like a message's, and becomes a void. */
 static bool looks_up_id(const struct delivery *delivery)
 {
     const struct envelope *envelope = delivery->envelope;
 
-    return !envelope->transient && (delivery->redelivered || (envelope->op && !names_message(envelope)));
+    return !envelope->transient && (delivery->redelivered || (envelope->op && envelope->op != OP_MESSAGE_EDIT));
 }
 
 /* Who says it, or whose act it is; empty: the business itself, which is no member. */
