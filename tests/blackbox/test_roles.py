@@ -219,6 +219,19 @@ def test_a_muted_member_may_not_speak_until_then(cluster, door, api, room, peopl
     wait_for(lambda: [entry["content"] for entry in api.pull_all(room) if entry["type"] == "message" and "content" in entry] == ["others go on", "again"])
 
 
+def shown_mutes(api, room, account):
+    """muted_until wherever the room is shown."""
+    listed = next(one for one in api.ok("room/ListRooms", account_id=account)["rooms"] if one["room_id"] == room)
+    return {one.get("muted_until") for one in (api.ok("room/Get", room_id=room)["room"], listed)}
+
+
+def test_a_mute_that_is_over_is_not_shown(api, room, people):
+    until = now_ms() + 300
+    api.ok("room/Mute", room_id=room, until=until)
+    wait_for(lambda: shown_mutes(api, room, people[2]) == {None}, 5)
+    assert now_ms() >= until - 100  # the database's clock is the same one here
+
+
 def test_a_muted_room_is_not_for_members(cluster, door, api, room, people):
     """R-18: owner and admins speak."""
     olga, adam, alice, bob = people
@@ -228,6 +241,7 @@ def test_a_muted_room_is_not_for_members(cluster, door, api, room, people):
     event = stream.read_type("room.updated")
     assert (event["muted_until"], event["by"]) == (until, adam)
     assert str(until) in door.send(alice, room, "x").refused("forbidden")
+    assert shown_mutes(api, room, alice) == {until}
     door.send(adam, room, "admin").answer
     door.send(olga, room, "owner").answer
     api.push(room, "@system", "system")
@@ -235,6 +249,7 @@ def test_a_muted_room_is_not_for_members(cluster, door, api, room, people):
     door.send(alice, room, "promoted").answer
     api.ok("room/Mute", room_id=room, until=0)
     stream.read_type("room.updated", muted_until=0)
+    assert shown_mutes(api, room, alice) == {None}
     door.send(bob, room, "open again").answer
     wait_for(lambda: [entry["content"] for entry in api.pull_all(room) if entry["type"] == "message"] == ["admin", "owner", "system", "promoted", "open again"])
 

@@ -333,7 +333,8 @@ static uint64_t mentioned_by_hand(const struct room *room, unsigned account)
     uint64_t count = 0;
 
     for (uint64_t seq = room->members[account].read_seq + 1; seq <= room->last_seq; seq++)
-        count += room->log[seq].sender != account && (room->log[seq].mentions & (1u << account | 1u << ALL)) != 0;
+        count += !room->log[seq].tip && room->log[seq].sender != account &&
+                 (room->log[seq].mentions & (1u << account | 1u << ALL)) != 0;
     return count;
 }
 
