@@ -115,6 +115,7 @@ struct history_op {
     struct str args;       /* JSON members without braces, e.g. "account_ids":["a"],"role":"member" */
     struct str by;         /* whose act; empty = the service */
     struct str request_id; /* empty: none */
+    bool own_request_ids;  /* their scope is the room and `by`: clients choose them, each for itself */
     void (*done)(struct history_op *op, enum err err);
     /* ERR_OK and what the owner refused with; ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK: */
     uint64_t seq;

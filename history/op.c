@@ -5,7 +5,8 @@
  *
  *   push:  ASKING (member? room open? may it speak?) ─▶ KNOWN? (only when somebody waits and another owns it) ─▶
  *          PUBLISHED ─confirm / answer─▶ done
- *   op:    PUBLISHED ─answer─▶ done
+ *   op:    ASKING (a member? only when it is somebody's act) ─▶ KNOWN? (only when not, and with a request_id: it may
+ *          have been one when it was done) ─▶ PUBLISHED ─answer─▶ done
  *
  * Pushes and ops of one room are published in the order of the calls, although some have to wait for the database: who
  * sends a message and then edits it need not wait for the answer in between.
@@ -44,6 +45,7 @@ struct call {
     uint64_t deadline_ms, look_ms; /* loop clock */
     bool looking, looked;
     bool waits;            /* for the owner's answer, not only for the broker's */
+    bool stranger;         /* its act is refused unless the log has it */
     struct map_link by_id; /* in calls->waiting, when the oldest of its id */
     struct list same_id;   /* all of one id, oldest first from the one in the map */
     bool in_map;
@@ -77,6 +79,7 @@ struct calls {
 };
 
 static void on_access(struct history_access *access, enum err err);
+static enum err read_op(struct call *call);
 static void line_advance(struct calls *calls, struct line *line);
 static void call_publish(struct call *call);
 static void on_published(struct amqp_publish *publish, enum err err);
@@ -274,25 +277,23 @@ static void on_access(struct history_access *access, enum err err)
 {
     struct call *call = container_of(access, struct call, access);
     struct calls *calls = call->calls;
-    struct line *line = call->line;
 
     call->asking = false;
-    if (!err)
+    call->stranger = call->op && err == ERR_NOT_MEMBER && call->op->request_id.n;
+    if (call->stranger)
+        err = read_op(call);
+    else if (!err && call->push)
         err = may_push(call);
     if (err) {
-        bool others = line->calls.next != line->calls.prev;
-
         call_finish(call, err);
-        if (others)
-            line_advance(calls, line);
         return;
     }
     call->state = CALL_READY;
-    if (call->waits && !owned_here(calls, call->room_id)) {
+    if (call->stranger || (call->push && call->waits && !owned_here(calls, call->room_id))) {
         call->state = CALL_KNOWN;
         calls_look(calls);
     }
-    line_advance(calls, line);
+    line_advance(calls, call->line);
 }
 
 /* Publishes from the front as long as they are ready. */
@@ -386,11 +387,21 @@ void history_submit_op(struct history *history, struct history_op *op)
     op->duplicate = false;
     op->result = (struct str){NULL, 0};
     call->waits = true;
-    call->id = op->request_id.n ? request_op_id(op->room_id, op->request_id) : ulid_new(call->begun_at);
+    if (op->request_id.n)
+        call->id = request_op_id(op->room_id, op->own_request_ids ? op->by : STR(""), op->request_id);
+    else
+        call->id = ulid_new(call->begun_at);
     write_op(call);
-    call->state = CALL_READY;
     line_join(calls, call);
-    line_advance(calls, call->line);
+    if (op->by.n) {
+        /* Who is not in the room leaves nothing in its log, not even a void: whoever has a stream can name any room. */
+        call->access = (struct history_access){.room_id = op->room_id, .account = op->by, .done = on_access};
+        call->asking = true;
+        history_ask_access(history, &call->access);
+    } else {
+        call->state = CALL_READY;
+        line_advance(calls, call->line);
+    }
 }
 
 /* --------------------------------------------------------------------------------------------------------------
@@ -714,7 +725,7 @@ static void on_look(struct pg_query *query, enum err err, const PGresult *result
             call->look_ms = uv_now(calls->history->loop) + LOOK_EVERY_MS;
         call->looking = false;
     }
-    list_init(&ready); /* not there: to be published */
+    list_init(&ready); /* not there: to be published, or refused */
     list_for_each (call, &calls->early, link) {
         if (!call->looking || call->state != CALL_KNOWN)
             continue;
@@ -727,7 +738,9 @@ static void on_look(struct pg_query *query, enum err err, const PGresult *result
     while ((at = list_pop_front(&ready))) {
         call = list_entry(at, struct call, link);
         list_push_back(&calls->early, &call->link);
-        if (call->line)
+        if (call->stranger)
+            call_finish(call, err ? ERR_UNAVAILABLE : ERR_NOT_MEMBER);
+        else if (call->line)
             line_advance(calls, call->line);
     }
     calls_look(calls);
@@ -742,6 +755,8 @@ static void call_finish(struct call *call, enum err err)
     struct calls *calls = call->calls;
     struct history_push *push = call->push;
     struct history_op *op = call->op;
+    struct line *line = call->line;
+    bool held_others = line && line->calls.next != line->calls.prev;
 
     wait_end(call);
     line_leave(calls, call);
@@ -749,6 +764,10 @@ static void call_finish(struct call *call, enum err err)
     call->state = CALL_DONE;
     call->push = NULL;
     call->op = NULL;
+    if (push && err == ERR_BAD_REQUEST && push->quote_seq && !*push->why) /* a dead letter has the code only */
+        snprintf(push->why, sizeof push->why, "the quoted seq does not exist in the room");
+    if (held_others) /* before the answer, which may bring another call into the line */
+        line_advance(calls, line);
     if (push) {
         push->impl = NULL;
         push->done(push, err);

@@ -130,9 +130,15 @@ struct id128 message_id_of(struct str room_id, struct str sender, struct str cli
     return id_of(room_id, sender, client_msg_id);
 }
 
-struct id128 request_op_id(struct str room_id, struct str request_id)
+struct id128 request_op_id(struct str room_id, struct str account, struct str request_id)
 {
-    return id_of(room_id, STR("@request"), request_id);
+    static const char name[] = "@request";
+    char scope[sizeof name - 1 + ACCOUNT_MAX_BYTES];
+
+    assert(account.n <= ACCOUNT_MAX_BYTES);
+    memcpy(scope, name, sizeof name - 1);
+    memcpy(scope + sizeof name - 1, account.p ? account.p : "", account.n);
+    return id_of(room_id, (struct str){scope, sizeof name - 1 + account.n}, request_id);
 }
 
 /* FNV-1a with a final mix (MurmurHash3's): the place is stable, the bits are spread. */

@@ -25,8 +25,9 @@ void room_id_write(char out[ROOM_ID_MAX_BYTES + 1], struct str shard, struct id1
 
 /* First 128 bits of SHA-256 over room_id NUL sender NUL client_msg_id: publisher and owner compute the same. */
 struct id128 message_id_of(struct str room_id, struct str sender, struct str client_msg_id);
-/* The id of an op that carries a request_id: a repeat has the same. Over room_id NUL "@request" NUL request_id. */
-struct id128 request_op_id(struct str room_id, struct str request_id);
+/* The id of an op that carries a request_id: a repeat has the same. Over room_id NUL "@request" NUL request_id; of an
+ * account whose request_ids are its own ("@request" + account). */
+struct id128 request_op_id(struct str room_id, struct str account, struct str request_id);
 /* 64 bits over kind and content: same id with another hash is a conflict. Stable over versions: it is stored. */
 int64_t content_hash(struct str kind, struct str content);
 

@@ -184,6 +184,7 @@ static void act_fields(struct frame *frame)
     frame->op.room_id = frame_room_id(frame);
     frame->op.by = str_of(frame->account);
     frame->op.request_id = field_client_id(&frame->fields, "request_id");
+    frame->op.own_request_ids = true;
     api_target_fields(&frame->fields, &frame->text);
 }
 

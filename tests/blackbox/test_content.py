@@ -91,6 +91,12 @@ def test_a_quote_of_what_does_not_exist_is_refused(door, api, room, people):
     assert [entry.get("quote_seq") for entry in entries] == [None, quoted, quoted]
 
 
+def test_why_a_quote_is_refused_is_said_on_every_instance(cluster, room, people):
+    for instance in cluster.instances:
+        status, answer = instance.api.call("history/Push", room_id=room, sender=people[0], kind="text", content="re", quote_seq=99, wait="durable")
+        assert (status, answer["error"]["field"]) == (400, "quote_seq") and answer["error"]["message"].startswith("the quoted seq does not exist in the room")
+
+
 def test_a_mention_is_counted_for_whom_it_names_and_for_all(door, api, room, people):
     """M-10"""
     alice, bob, carol = people

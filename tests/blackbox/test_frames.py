@@ -227,6 +227,20 @@ def test_sending_moves_the_senders_own_mark(door, api, room, people):
     assert wait_for(lambda: unread()["read_seq"] == last, 5) and unread()["unread"] == 0
 
 
+def test_request_ids_of_frames_are_each_accounts_own(cluster, api, room, people):
+    """Clients number their requests; they know nothing of each other, nor of the gateway's."""
+    answers = {}
+    for account in people[:2]:
+        stream = cluster.open_stream(account, [room])
+        seq = api.push(room, account, "x", wait="durable")["seq"]
+        edit = {"room_id": room, "seq": seq, "content": f"by {account}", "request_id": "1"}
+        answers[account] = stream.request("message.edit", edit)["seq"]
+        assert stream.request("message.edit", edit)["seq"] == answers[account]
+        assert stream.request("message.edit", {**edit, "content": "other"})["code"] == "conflict"
+    by_call = api.ok("history/Edit", room_id=room, seq=seq, account_id=account, content="by call", request_id="1")["seq"]
+    assert len({by_call, *answers.values()}) == 3
+
+
 def test_an_answer_says_nothing_that_a_frame_could_not(cluster, room, people):
     """Errors of frames look like errors of calls: code, message, field."""
     stream = cluster.open_stream(people[0], [room])
