@@ -187,6 +187,16 @@ uint64_t entry_target(const struct entry *entry)
     return seq;
 }
 
+bool entry_hides_since(const struct entry *entry, uint64_t first_seq)
+{
+    return first_seq && entry->type == ENTRY_EDITED && entry_target(entry) < first_seq;
+}
+
+struct entry *entry_since(struct entry *entry, uint64_t first_seq)
+{
+    return entry_hides_since(entry, first_seq) ? entry_tombstone(entry, 2) : entry_hold(entry);
+}
+
 struct entry *entry_hold(struct entry *entry)
 {
     entry->holders++;

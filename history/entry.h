@@ -57,6 +57,10 @@ const char *entry_type_name(enum entry_type type); /* "message", "member.joined"
 /* The same entry as its store shows it once its message is recalled or deleted: a message's tombstone with that state
  * (2, 3), an edit without its content. The caller's. */
 struct entry *entry_tombstone(const struct entry *entry, int state);
+/* What an account sees of an entry in a room whose members see only what came since their join (first_seq; 0: all): an
+ * edit of a message before that shows no content. `entry` itself, held once more, or a tombstone. The caller's. */
+struct entry *entry_since(struct entry *entry, uint64_t first_seq);
+bool entry_hides_since(const struct entry *entry, uint64_t first_seq); /* would that be another one? */
 /* What an edit, recall or delete changes: its target_seq; 0: the entry is none of these. */
 uint64_t entry_target(const struct entry *entry);
 

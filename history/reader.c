@@ -520,13 +520,15 @@ static void op_answer(struct pull_op *op, struct entry **entries, size_t count, 
 {
     struct history_pull *pull = op->pull;
     struct page *page = op->page;
-    struct entry **kept = op->kept;
+    struct entry **kept = op->kept, **shown = xcalloc(count ? count : 1, sizeof *shown);
     size_t kept_count = op->kept_count;
 
+    for (size_t i = 0; i < count; i++)
+        shown[i] = entry_since(entries[i], first_visible(op));
     /* Facts and page are two looks; the head is never below what the page shows. */
     pull->head = op->newest.seq > op->access.head.seq ? op->newest : op->access.head;
     pull->durable_seq = pull->head.seq;
-    pull->entries = entries;
+    pull->entries = shown;
     pull->count = count;
     pull->more = more;
     pull->reset = op->reset;
@@ -538,8 +540,11 @@ static void op_answer(struct pull_op *op, struct entry **entries, size_t count, 
     op_free(op);
     pull->done(pull, ERR_OK);
     page_drop(page);
+    for (size_t i = 0; i < count; i++)
+        entry_drop(shown[i]);
     for (size_t i = 0; i < kept_count; i++)
         entry_drop(kept[i]);
+    free(shown);
     free(kept);
 }
 

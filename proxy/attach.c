@@ -444,6 +444,7 @@ static void room_settle(struct attach_room *room)
     view = room->sub->view;
     if (!room->has_after && !room->by_time)
         room->valid = view_head(view, room->attach->stream->deliver);
+    room->sub->first_seq = access->since_join ? access->join_seq : 0;
     if (access->since_join && access->join_seq > 0 && room->valid.seq < access->join_seq - 1) {
         room->valid = (struct cursor){access->head.epoch, access->join_seq - 1};
         room->reset = room->unproven = false;

@@ -168,6 +168,7 @@ struct sub {
     uint64_t seq; /* served up to here; LIVE: the view's done */
     struct unproven *unproven;
     struct hidden *hidden;      /* entries that its account has hidden from itself; NULL: none */
+    uint64_t first_seq;         /* of what its account may see, where that begins at its join; 0: all */
     struct catch_up_read *read; /* READING: the read it waits for; NULL: waits to try again */
     uint32_t reads_before;      /* reads of the store that were on their way when it registered: may be older than it */
     uint8_t state;
@@ -192,7 +193,10 @@ void sub_left(
 /* What its account has hidden from itself: left out, as far as the sub had not shown it already. */
 void sub_hide(struct sub *sub, uint64_t seq);
 bool sub_hides(const struct sub *sub, uint64_t above_seq, uint64_t upto_seq); /* anything in between? */
-/* A chunk without what is hidden; *count entries are left. NULL: none. The caller's. */
+/* May it not get the same bytes as others? What it hides is left out, and edits of what was before its join have no
+ * content. */
+bool sub_differs(const struct sub *sub, const struct chunk *chunk);
+/* A chunk as the sub may see it; *count entries are left. NULL: none. The caller's. */
 struct bytes *hidden_encode(
     const struct sub *sub, const struct chunk *chunk, enum encoding encoding, uint64_t complete_ms, size_t *count);
 void hidden_told(struct proxy *proxy, const struct audience *audience, struct str json); /* message.hidden */

@@ -1,6 +1,7 @@
 /*
  * "Delete for me": what an account has hidden from itself is left out of its streams. Nearly nobody hides anything, and
  * who does hides little: only a sub that is about to show such an entry gets bytes of its own, everybody else shares.
+ * The same for edits of what was said before the account's join, in rooms where it may not see that.
  */
 #include "core.h"
 
@@ -55,6 +56,16 @@ void sub_hide(struct sub *sub, uint64_t seq)
     hidden->count++;
 }
 
+bool sub_differs(const struct sub *sub, const struct chunk *chunk)
+{
+    if (sub->hidden && sub_hides(sub, chunk->before, chunk->upto.seq))
+        return true;
+    for (size_t i = 0; sub->first_seq && i < chunk->count; i++)
+        if (entry_hides_since(chunk->entries[i], sub->first_seq))
+            return true;
+    return false;
+}
+
 struct bytes *hidden_encode(
     const struct sub *sub, const struct chunk *chunk, enum encoding encoding, uint64_t complete_ms, size_t *count)
 {
@@ -67,13 +78,15 @@ struct bytes *hidden_encode(
 
         if (sub_hides(sub, seq - 1, seq))
             continue;
-        rest.bytes += chunk->entries[i]->n + 1;
-        entries[rest.count++] = chunk->entries[i];
+        entries[rest.count] = entry_since(chunk->entries[i], sub->first_seq);
+        rest.bytes += entries[rest.count++]->n + 1;
     }
     if (rest.count)
         bytes = bytes_hold(chunk_encode(&rest, encoding, view_room_id(sub->view), complete_ms));
     *count = rest.count;
     chunk_clear(&rest);
+    for (size_t i = 0; i < *count; i++)
+        entry_drop(entries[i]);
     free(entries);
     return bytes;
 }

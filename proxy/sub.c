@@ -100,6 +100,19 @@ void sub_behind(struct sub *sub, uint64_t seq)
         list_push_back(&stream->proxy->dirty_streams, &stream->dirty_link);
 }
 
+/* May the sub not have the piece that others in its place get? */
+static bool piece_differs(const struct sub *sub, uint64_t upto)
+{
+    const struct entry *entry;
+
+    if (sub_hides(sub, sub->seq, upto))
+        return true;
+    for (uint64_t seq = sub->seq + 1; sub->first_seq && seq <= upto && seq <= sub->seq + CATCH_UP_ENTRIES; seq++)
+        if ((entry = view_run_get(sub->view, seq)) && entry_hides_since(entry, sub->first_seq))
+            return true;
+    return false;
+}
+
 /* The next step of a sub that is behind: a piece from the run, a read of the store, live, or waiting. */
 void sub_pump(struct sub *sub)
 {
@@ -114,7 +127,7 @@ void sub_pump(struct sub *sub)
     else if (sub->seq == done)
         enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);
     else if (sub->seq >= view->run_base && sub->seq < view->run_top) {
-        if (sub_hides(sub, sub->seq, done) ? push_own_piece(sub, done) : push_piece(sub, done))
+        if (piece_differs(sub, done) ? push_own_piece(sub, done) : push_piece(sub, done))
             list_push_back(&sub->stream->behind, &sub->work_link);
     } else if (sub->seq < view->durable.seq)
         catch_up_want(
@@ -169,7 +182,7 @@ static const struct piece *piece_make(
 bool sub_push_chunk(struct sub *sub, struct chunk *chunk, enum encoding encoding, uint64_t complete_ms)
 {
     struct stream *stream = sub->stream;
-    bool own = sub->hidden && sub_hides(sub, chunk->before, chunk->upto.seq);
+    bool own = sub_differs(sub, chunk);
     size_t count = chunk->count;
     struct bytes *bytes = own ? hidden_encode(sub, chunk, encoding, complete_ms, &count)
                               : chunk_encode(chunk, encoding, view_room_id(sub->view), complete_ms);

@@ -192,6 +192,66 @@ def test_the_window_is_for_the_sender_only(new_cluster, people):
 # --- refusals ---
 
 
+def test_who_is_not_in_the_room_leaves_nothing_in_its_log(cluster, api, door, room, people):
+    """R-10: not even a void; whoever has a stream can name any room."""
+    eve, alice = fresh("eve"), people[2]
+    seq = say(api, room, alice, "x", client_msg_id="m")
+    head = api.ok("room/Get", room_id=room)["room"]["head"]
+    for target in ({"seq": seq}, {"message_id": message_id(room, alice, "m")}):
+        for request in ({}, {"request_id": new_id()}):
+            door.edit(eve, room, "y", **target, **request).refused("not_member")
+            door.recall(eve, room, **target, **request).refused("not_member")
+            door.delete(eve, room, "all", **target, **request).refused("not_member")
+    for instance in cluster.instances:
+        assert instance.api.error("room/Update", room_id=room, name="n", by=eve) == (403, "not_member")
+    assert api.ok("room/Get", room_id=room)["room"]["head"] == head
+
+
+def test_who_left_is_told_the_first_result_of_what_it_did_before(cluster, api, room, people):
+    """Also of the leaving itself."""
+    alice = people[2]
+    seq = say(api, room, alice, "x")
+    leave = {"room_id": room, "account_id": alice, "by": alice, "request_id": new_id()}
+    edit = {"room_id": room, "seq": seq, "account_id": alice, "content": "y", "request_id": new_id()}
+    edited, left = api.ok("history/Edit", edit), api.ok("room/RmAccountFromRoom", leave)
+    assert left == {"removed": [alice], "absent": []}
+    for instance in cluster.instances:
+        assert instance.api.ok("history/Edit", edit) == edited
+        assert instance.api.ok("room/RmAccountFromRoom", leave) == left
+        assert instance.api.error("history/Edit", {**edit, "content": "z"}) == (409, "conflict")
+        assert instance.api.error("history/Edit", {**edit, "request_id": new_id()}) == (403, "not_member")
+
+
+def test_what_was_said_before_the_join_does_not_come_by_its_edit(cluster, api, people):
+    """A room whose members see what was said since they joined: who joined later learns that there was an edit, not of what."""
+    olga, _, alice, bob = people
+    room = api.create_room(alice, owner=olga, history="since_join")["room_id"]
+    before = say(api, room, alice, "before")
+    api.ok("room/AddAccount2Room", room_id=room, account_id=bob)
+    since = say(api, room, alice, "since")
+    streams = {name: [cluster.open_stream(name, [{"room_id": room, "after": "0:0"}], **options) for options in (
+        {}, {"deliver": "durable"}, {"transport": "sse"}, {"transport": "poll"})] for name in (alice, bob)}
+    for readers in streams.values():
+        for reader in readers:
+            reader.read_message(room, content="since")  # what comes now is live for it
+    api.ok("history/Edit", room_id=room, seq=before, account_id=alice, content="before, edited")
+    api.ok("history/Edit", room_id=room, seq=since, account_id=alice, content="since, edited")
+    say(api, room, alice, "last")
+    for name, expected in ((alice, ["before, edited", "since, edited"]), (bob, [None, "since, edited"])):
+        streams[name].append(cluster.open_stream(name, [{"room_id": room, "after": "0:0"}]))
+        for reader in streams[name]:
+            reader.read_message(room, content="last")
+            edits = [event for event in reader.events if event["type"] == "message.edited"]
+            assert [(event["target_seq"], event.get("content")) for event in edits] == list(zip((before, since), expected))
+        for instance in cluster.instances:
+            for page in ({"after": "0:0"}, {}, {"before": 100}):
+                entries = instance.api.pull(room, account_id=name, **page)["entries"]
+                assert [entry.get("content") for entry in entries if entry["type"] == "message.edited"] == expected
+    api.ok("history/Delete", room_id=room, seq=since, account_id=bob, scope="me")  # another way through the same pages
+    for page in ({"after": "0:0"}, {}):
+        assert "before, edited" not in json.dumps(api.pull(room, account_id=bob, **page))
+
+
 def test_what_was_taken_back_is_not_edited(api, door, room, people):
     _, _, alice, _ = people
     recalled, deleted = say(api, room, alice, "x"), say(api, room, alice, "y")
