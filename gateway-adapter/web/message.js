@@ -56,7 +56,7 @@ function media(message, room_id) {
         return element('audio', { src: url, controls: true, preload: 'none' });
     if (kind === 'video')
         return element('video', { src: url, controls: true, preload: 'metadata', width: content.width, height: content.height });
-    return element('a', { class: 'file', href: url, download: name }, '📄', element('span', {}, element('b', {}, name), element('br'), element('small', {}, size(content.size))));
+    return element('a', { class: 'file', href: url, download: name }, element('span', { class: 'badge' }, (/\.(\w{1,4})$/.exec(name)?.[1] ?? '…').toUpperCase()), element('span', {}, element('b', {}, name), element('br'), element('small', {}, size(content.size))));
 }
 
 function forwarded(content) {

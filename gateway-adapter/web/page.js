@@ -53,6 +53,11 @@ function enter(me) {
     client.on('entered', () => soon(loadRooms, 'rooms'));
     client.on('left', (room) => leftRoom(room));
     client.on('state', ({ state: now, reason }) => drawConnection(now, reason));
+    client.on('open', () => { // what is not in the log may have passed while there was no stream: who read, which rooms there are
+        soon(loadRooms, 'rooms');
+        if (state.open)
+            loadMembers();
+    });
     client.on('sending', (message) => message.sending === 'failed' && toast(message.error?.message ?? say('failed')));
     client.start();
     const renew = Math.max(60000, (me.expires_at - Date.now()) / 2);
@@ -273,6 +278,7 @@ async function loadMembers() {
             room.reads.set(account_id, read_seq);
     drawHead();
     drawLog();
+    offerMentions(); // who began to write before the names were here
 }
 
 function drawHead() {
@@ -316,7 +322,8 @@ function drawLog() {
         }
         const readers = message.sender === state.me && message.seq ? others.filter(([, seq]) => seq >= message.seq).length : 0;
         const key = message.client_msg_id + message.sender;
-        const look = JSON.stringify([message.seq, message.state, message.edited_at, message.sending, readers, before, language, state.picked?.has(message.seq), nameOf(message.sender, redraw), message.state_by]);
+        const look = JSON.stringify([message.seq, message.state, message.edited_at, message.sending, readers, before, language, state.picked?.has(message.seq), nameOf(message.sender, redraw), message.state_by,
+            message.quote_seq && summary(room.find(message.quote_seq))]);
         let row = drawn.get(key);
         if (row?.look !== look || row.room !== room.room_id)
             row = { look, room: room.room_id, element: bubble(message, before === message.sender, readers) };
@@ -376,6 +383,10 @@ $('log').addEventListener('scroll', async () => {
             drawLog();
     }
 });
+/** Who reads the end stays there when pictures arrive, the window changes, or a keyboard comes up. */
+const stay = new ResizeObserver(() => state.atEnd && ($('log').scrollTop = $('log').scrollHeight));
+stay.observe($('log'));
+stay.observe($('messages'));
 $('to-end').addEventListener('click', () => { state.atEnd = true; drawLog(); markRead(); });
 document.addEventListener('visibilitychange', markRead);
 
@@ -684,6 +695,8 @@ for (const button of document.querySelectorAll('.language'))
             other.textContent = say('lang');
         $('text').placeholder = say('write');
         drawn.clear();
+        if (state.client)
+            drawConnection(state.client.state);
         redraw();
     });
 

@@ -1,7 +1,7 @@
 /* What the page says, in two languages. `say('unread', 3)` fills {0}. */
 const words = {
     en: {
-        login_hint: 'Log in to chat.', account: 'Account', password: 'Password', log_in: 'Log in', log_out: 'Log out', demo: 'Demo accounts:', new_chat: 'New chat', back: 'Back', people: 'People',
+        login_hint: 'Log in to chat.', account: 'Account', password: 'Password', log_in: 'Log in', log_out: 'Log out', new_chat: 'New chat', back: 'Back', people: 'People',
         to_end: 'Newest messages', cancel: 'Cancel', attach: 'Send files', send: 'Send', choose: 'Choose a conversation, or begin one.', write: 'Write a message', forward: 'Forward',
         reply: 'Reply', edit: 'Edit', recall: 'Recall', delete_me: 'Delete for me', delete_all: 'Delete for all', copy: 'Copy', pick: 'Select', retry: 'Try again', discard: 'Discard', who_read: 'Who has read it',
         edited: 'edited', recalled: '{0} recalled a message', deleted: 'This message was deleted', you: 'You', going: 'sending', sent: 'sent', stored: '✓', read: '✓✓', failed: 'not sent',
@@ -12,7 +12,7 @@ const words = {
         muted: '{0}: speaking was changed', mention_you: '@', lang: '中', save: 'Save', close: 'Close', owner: 'owner', admin: 'admin', member: '',
     },
     zh: {
-        login_hint: '登录后开始聊天。', account: '账号', password: '密码', log_in: '登录', log_out: '退出登录', demo: '演示账号：', new_chat: '发起聊天', back: '返回', people: '成员',
+        login_hint: '登录后开始聊天。', account: '账号', password: '密码', log_in: '登录', log_out: '退出登录', new_chat: '发起聊天', back: '返回', people: '成员',
         to_end: '最新消息', cancel: '取消', attach: '发送文件', send: '发送', choose: '选择一个会话，或发起新的聊天。', write: '输入消息', forward: '转发',
         reply: '回复', edit: '编辑', recall: '撤回', delete_me: '仅为我删除', delete_all: '为所有人删除', copy: '复制', pick: '多选', retry: '重试', discard: '放弃', who_read: '谁已读',
         edited: '已编辑', recalled: '{0}撤回了一条消息', deleted: '该消息已删除', you: '你', going: '发送中', sent: '已发送', stored: '✓', read: '✓✓', failed: '发送失败',
