@@ -1,6 +1,10 @@
 """Saying things and reading them back, through the service calls."""
+import contextlib
+import json
+import socket
 import threading
 import time
+import urllib.parse
 
 import msgpack
 import pytest
@@ -363,3 +367,26 @@ def test_an_instance_restarts_while_somebody_waits(new_cluster):
 def test_ids_look_alike_everywhere(api, room):
     client_msg_id = new_id()
     assert api.push(room, "alice", "x", client_msg_id=client_msg_id)["message_id"] == message_id(room, "alice", client_msg_id)
+
+
+def test_a_message_behind_a_repeat_is_not_held_up_by_it(cluster, api):
+    """On an instance that is not the owner a repeat that is waited for is found in the log, not published: what came behind it in the room goes on."""
+    room = api.create_room("alice", "bob")["room_id"]
+    owner = cluster.owner_of(room)
+    other = next(instance for instance in cluster.instances if instance is not owner)
+    repeat = {"room_id": room, "sender": "alice", "kind": "text", "content": "x", "client_msg_id": "one", "wait": "durable"}
+    seq = api.ok("history/Push", repeat)["seq"]
+    address = urllib.parse.urlsplit(other.url)
+
+    def request(connection, body):
+        body = json.dumps(body).encode()
+        connection.sendall(b"POST /v1/history/Push HTTP/1.1\r\nHost: roomd\r\nContent-Type: application/json\r\n"
+            + f"Authorization: Bearer {cluster.service_key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=5)) for _ in range(2))
+        for _ in range(10):  # both in one turn of its loop
+            request(first, repeat)
+            request(second, {**repeat, "client_msg_id": new_id(), "wait": "confirmed"})
+            assert f'"seq":{seq},"duplicate":true'.encode() in first.recv(65536)
+            assert b" 200 " in second.recv(65536)
