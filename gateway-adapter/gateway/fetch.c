@@ -176,6 +176,15 @@ static void on_connected(uv_connect_t *connect, int status)
         line_end(line, 0, STR(""));
 }
 
+static size_t number_at(const char *p)
+{
+    size_t number = 0;
+
+    while (*p >= '0' && *p <= '9' && number < ANSWER_MAX_BYTES)
+        number = number * 10 + (size_t)(*p++ - '0');
+    return number;
+}
+
 /* Whole when the connection ends (we asked for that), or its length is there. */
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
@@ -200,6 +209,6 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     length = memmem(line->answer.p, (size_t)(body - line->answer.p), "\r\ncontent-length: ", 18);
     if (!length)
         length = memmem(line->answer.p, (size_t)(body - line->answer.p), "\r\nContent-Length: ", 18);
-    if (n < 0 || (length && body_n >= strtoul(length + 18, NULL, 10)))
-        line_end(line, line->answer.n > 12 ? atoi(line->answer.p + 9) : 0, (struct str){body, body_n});
+    if (n < 0 || (length && body_n >= number_at(length + 18))) /* digits end with the line */
+        line_end(line, line->answer.n > 12 ? (int)number_at(line->answer.p + 9) : 0, (struct str){body, body_n});
 }

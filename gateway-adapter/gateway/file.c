@@ -323,6 +323,16 @@ static void begin_down(struct transfer *transfer)
     pass_down(transfer);
 }
 
+/* Three digits; what is read is no C text. */
+static int status_at(const char *p)
+{
+    int status = 0;
+
+    for (int i = 0; i < 3; i++)
+        status = 10 * status + (p[i] >= '0' && p[i] <= '9' ? p[i] - '0' : 0);
+    return status;
+}
+
 static void on_base_head(struct transfer *transfer)
 {
     struct buf *answer = &transfer->answer;
@@ -335,7 +345,7 @@ static void on_base_head(struct transfer *transfer)
     if (!end)
         return;
     transfer->body_at = (size_t)(end - answer->p) + 4;
-    transfer->status = answer->n > 12 ? atoi(answer->p + 9) : 0;
+    transfer->status = answer->n > 12 ? status_at(answer->p + 9) : 0;
     if (transfer->up && transfer->status == 100) { /* we did not ask for it, but it may come */
         buf_consume(answer, transfer->body_at);
         transfer->body_at = 0;

@@ -493,6 +493,16 @@ static void on_frontend_gone(void *arg)
     relay_end(relay);
 }
 
+/* The digits it begins with. */
+static int64_t number_of(struct str text)
+{
+    int64_t number = 0;
+
+    for (size_t i = 0; i < text.n && text.p[i] >= '0' && text.p[i] <= '9'; i++)
+        number = number * 10 + (text.p[i] - '0');
+    return number;
+}
+
 static void on_head(struct relay *relay)
 {
     struct order *order = relay->order;
@@ -512,7 +522,7 @@ static void on_head(struct relay *relay)
     relay->state = ANSWERING;
     order->body_bytes = -1;
     if (length.n && length.n < 12)
-        order->body_bytes = strtol(length.p, NULL, 10); /* a carriage return follows */
+        order->body_bytes = number_of(length);
     uv_timer_start(order->timer, on_slow, (uint64_t)relay->relays->hold_max_ms, 0);
     http_reply_on_gone(relay->reply, on_frontend_gone, relay);
     on_answer(relay, STR(""));
