@@ -20,6 +20,7 @@
 static const char length_name[] = "content-length", other_name[] = "x-body-length-";
 _Static_assert(sizeof length_name == sizeof other_name, "one is written over the other");
 
+static bool looked_at(struct wire *wire);
 static void on_first_bytes(h2o_socket_t *sock, const char *error);
 static void on_answer_written(h2o_socket_t *sock, const char *error);
 static void on_handshake(h2o_socket_t *sock, const char *error);
@@ -63,6 +64,8 @@ static void on_handshake(h2o_socket_t *sock, const char *error)
         h2o_socket_close(sock);
         return;
     }
+    if (sock->input->size) /* what came with the end of the handshake is read at once */
+        (void)looked_at(wire);
     h2o_http1_accept(&server->accept_ctx, sock, *h2o_get_timestamp(&server->h2o, NULL, NULL));
     watch_first_bytes(wire);
 }
@@ -144,20 +147,29 @@ static void length_take(struct wire *wire, char *head, size_t bytes)
     wire->expects = line_find(head, bytes, "expect", &value) != NULL;
 }
 
-static void on_first_bytes(h2o_socket_t *sock, const char *error)
+/* false: it may become one, when more of its head is here. */
+static bool looked_at(struct wire *wire)
 {
-    struct wire *wire = sock->on_close.data;
-    h2o_buffer_t *input = sock->input;
+    h2o_buffer_t *input = wire->sock->input;
     struct http_head head;
     const char *why;
     int status;
 
-    if (!error && begins_like_one(wire->server, input->bytes, input->size)) {
-        if (!memmem(input->bytes, input->size, "\r\n\r\n", 4) && input->size <= HTTP_HEAD_MAX_BYTES)
-            return; /* libh2o's own timer cuts off who is too slow with the rest */
-        if (http_head_check(&head, input->bytes, input->size, &status, &why))
-            length_take(wire, input->bytes, head.bytes);
-    }
+    if (!begins_like_one(wire->server, input->bytes, input->size))
+        return true;
+    if (!memmem(input->bytes, input->size, "\r\n\r\n", 4) && input->size <= HTTP_HEAD_MAX_BYTES)
+        return false;
+    if (http_head_check(&head, input->bytes, input->size, &status, &why))
+        length_take(wire, input->bytes, head.bytes);
+    return true;
+}
+
+static void on_first_bytes(h2o_socket_t *sock, const char *error)
+{
+    struct wire *wire = sock->on_close.data;
+
+    if (!error && !looked_at(wire))
+        return; /* libh2o's own timer cuts off who is too slow with the rest */
     sock->_cb.read = wire->h2o_read;
     wire->h2o_read(sock, error);
 }

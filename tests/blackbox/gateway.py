@@ -29,7 +29,7 @@ WEB = roomd.TOP / "gateway-adapter" / "web"
 class Program(roomd.Instance):
     """A process beside roomd that is kept and checked in the same way."""
 
-    program, prefix = None, None
+    program, certificate = None, None
 
     def command(self, verb):
         raise NotImplementedError
@@ -47,7 +47,7 @@ class Program(roomd.Instance):
     def ready(self):
         assert self.alive(), self.log_text()[-2000:]
         with contextlib.suppress(requests.RequestException):
-            return requests.get(self.url + self.health, timeout=5).status_code == 200
+            return requests.get(self.url + self.health, timeout=5, verify=str(self.certificate) if self.certificate else True).status_code == 200
         return False
 
 
@@ -73,6 +73,9 @@ class Gateway(Program):
             "broker_urls": cluster.gateway_url, "base_url": base.url, "base_key": base.key, "session_secret": self.session_secret, "web_folder": WEB,
             "account_requests_per_s": 0, "logins_per_minute": 0, **settings})
         self.secrets = (cluster.service_key, cluster.ticket_key, base.key, self.session_secret, "pw-alice")
+        self.certificate = settings.get("tls_certificate_file")
+        if self.certificate:
+            self.url = self.url.replace("http:", "https:")
         self.start()
 
     def user(self, account, **options):
@@ -83,6 +86,8 @@ class User:
     def __init__(self, gateway, account, token=False):
         self.gateway, self.account, self.session = gateway, account, requests.Session()
         self.session.headers["X-Requested-With"] = "test"
+        self.session.verify = str(gateway.certificate) if gateway.certificate else True
+        self.session.trust_env = False
         answer = self.post("login", {"account": account, "password": f"pw-{account}", "token": True})
         assert answer["account_id"] == account
         self.token = answer["token"]

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import socket
+import subprocess
 import time
 
 import pytest
@@ -341,6 +342,27 @@ def test_an_upload_that_breaks_leaves_the_gateway_well(gateway, alice):
     assert alice.ok(alice.upload(b"still here"))["size"] == 10
 
 
+def test_over_tls_it_is_the_same(start_gateway, tmp_path):
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+        "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"], check=True, capture_output=True, timeout=60)
+    gateway = start_gateway(tls_certificate_file=tmp_path / "cert.pem", tls_key_file=tmp_path / "key.pem", secure_cookie="yes")
+    user = gateway.user("alice")
+    (cookie,) = user.session.cookies
+    assert cookie.secure
+    data = bytes(range(256)) * 4096  # 1 MiB
+    for _ in range(2):
+        user.session.close()  # the first request of a connection
+        stored = user.ok(user.upload(data))
+        assert user.ok(user.upload(data))["sha256"] == stored["sha256"]  # and a later one
+    room = user.direct("bob")
+    message = user.say(room, {"file_id": stored["file_id"], "name": "x"}, "file")
+    assert user.download(room, stored["file_id"], params={"seq": user.wait_message(room, message)["seq"]}).content == data
+    with socket.create_connection(("127.0.0.1", gateway.port)) as raw:
+        raw.sendall(b"no handshake at all\r\n\r\n")
+        assert raw.recv(100) is not None
+    assert user.get("me")["account_id"] == "alice"
+
+
 # --- streams ---
 
 
@@ -607,7 +629,6 @@ def test_without_a_broker_it_says_so_in_time(new_cluster, broker):
 
 
 def test_a_bad_setting_is_named(cluster):
-    import subprocess
     program = roomd.pathlib.Path(roomd.ROOMD).with_name("roomd-gateway")
     done = subprocess.run([program], env={"ROOMD_GATEWAY_SESSION_SECRET": "short"}, stderr=subprocess.PIPE, text=True, timeout=30)
     assert done.returncode != 0 and "session_secret" in done.stderr
