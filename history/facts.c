@@ -17,6 +17,8 @@
  * An answer that overtook an earlier one would be of no use to a room that waits for that first, and be asked for anew.
  */
 #define ROUNDS_MAX 1
+/* Nor more often: a round costs the database as much as ten look-ups in it. The first after a pause goes at once. */
+#define ROUND_EVERY_MS 2
 #define BACKOFF_LEAST_MS 50
 #define BACKOFF_MOST_MS 1000
 
@@ -39,6 +41,7 @@ struct facts {
     struct list rounds;  /* on their way */
     size_t round_count;
     uint64_t backoff_ms, not_before_ms;
+    uint64_t sent_ms;  /* loop clock: the last round */
     uv_timer_t *timer; /* wakes the loop when the backoff is over; the turn does the rest */
     struct pg_params params;
     struct pg_array part_of_room, room, part_of_member, member_room, account, part_of_id, id_room, id;
@@ -77,26 +80,27 @@ static const struct pg_statement ask_all = {
     .sql = "SELECT 1 AS kind, x.part, x.room_id, coalesce(r.owner, ''), NULL::uuid, r.room_no,"
            " (r.removed::int + 2 * r.since_join::int + 4 * (r.kind = 'direct')::int)::bigint, r.members::bigint,"
            " r.member_limit::bigint, h.last_seq, h.last_epoch, h.last_at, h.counted, r.muted_until, '', ''"
-           " FROM unnest($8::int4[], $9::text[]) x(part, room_id)"
+           " FROM unnest($11::int4[], $12::text[]) x(part, room_id)"
            ROOM_OF_X ONE("*", "room_head", "room_no = r.room_no") "h"
            " UNION ALL " MEMBERS("$1", "$2", "$3")
            " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', ''"
-           " FROM unnest($10::int4[], $11::text[], $12::uuid[]) x(part, room_id, id)"
+           " FROM unnest($8::int4[], $9::text[], $10::uuid[]) x(part, room_id, id)"
            ONE("1", "outbox", "message_id = x.id AND room_id = x.room_id") "o"
            " WHERE NOT EXISTS (SELECT 1 FROM room r" ENTRY_OF_X("e.message_id = x.id") " WHERE r.room_id = x.room_id)"
            " UNION ALL SELECT 3, x.part, x.room_id, '', x.id, e.seq, e.hash, 0, 0, 0, 0, 0, 0, 0, '', ''"
-           " FROM unnest($10::int4[], $11::text[], $12::uuid[]) x(part, room_id, id)"
+           " FROM unnest($8::int4[], $9::text[], $10::uuid[]) x(part, room_id, id)"
            ROOM_OF_X ENTRY_OF_X("e.message_id = x.id")
            " UNION ALL " TARGETS("$4", "$5", "$6", "$7")
            " ORDER BY kind",
     .params = 12,
 };
-/* What edits and recalls in a room that is known need, which is most of the time all that is needed: the long statement
- * costs three times as much for the same rows. */
+/* All but rooms: what redelivered messages, edits and recalls in rooms that are known need: the long statement
+ * is planned anew each time, which costs several times the look-ups. */
 static const struct pg_statement ask_changes = {
     .name = "facts_of_changes",
-    .sql = MEMBERS("$1", "$2", "$3") " UNION ALL " TARGETS("$4", "$5", "$6", "$7"),
-    .params = 7,
+    .sql = "SELECT * FROM facts_of_changes($1::int4[], $2::text[], $3::text[], $4::int4[], $5::text[], $6::int8[], $7::uuid[],"
+           " $8::int4[], $9::text[], $10::uuid[])",
+    .params = 10,
 };
 /* clang-format on */
 
@@ -173,7 +177,7 @@ static void add_needs(struct facts *facts, int32_t part, const struct seq_needs 
 
 static void submit(struct facts *facts, struct round *round)
 {
-    bool changes_only = !facts->room.count && !facts->id.count;
+    bool rooms_known = !facts->room.count;
 
     pg_params_reset(&facts->params);
     pg_param_array(&facts->params, &facts->part_of_member);
@@ -183,17 +187,18 @@ static void submit(struct facts *facts, struct round *round)
     pg_param_array(&facts->params, &facts->target_room);
     pg_param_array(&facts->params, &facts->target_seq);
     pg_param_array(&facts->params, &facts->target_id);
-    if (!changes_only) {
+    pg_param_array(&facts->params, &facts->part_of_id);
+    pg_param_array(&facts->params, &facts->id_room);
+    pg_param_array(&facts->params, &facts->id);
+    if (!rooms_known) {
         pg_param_array(&facts->params, &facts->part_of_room);
         pg_param_array(&facts->params, &facts->room);
-        pg_param_array(&facts->params, &facts->part_of_id);
-        pg_param_array(&facts->params, &facts->id_room);
-        pg_param_array(&facts->params, &facts->id);
     }
     list_push_back(&facts->rounds, &round->link);
     facts->round_count++;
+    facts->sent_ms = uv_now(facts->history->loop);
     round->query =
-        (struct pg_query){.statement = changes_only ? &ask_changes : &ask_all, .lane = PG_READ, .done = on_answer};
+        (struct pg_query){.statement = rooms_known ? &ask_changes : &ask_all, .lane = PG_READ, .done = on_answer};
     pg_submit(facts->history->pg, &round->query, &facts->params);
 }
 
@@ -214,6 +219,11 @@ void facts_turn(struct facts *facts)
     if (list_empty(&facts->wanting) || facts->round_count >= ROUNDS_MAX ||
         uv_now(facts->history->loop) < facts->not_before_ms)
         return;
+    if (uv_now(facts->history->loop) < facts->sent_ms + ROUND_EVERY_MS) {
+        if (!uv_is_active((uv_handle_t *)facts->timer))
+            uv_timer_start(facts->timer, on_timer, ROUND_EVERY_MS, 0);
+        return;
+    }
     round = xcalloc(1, sizeof *round);
     round->facts = facts;
     round->parts = xcalloc(capacity, sizeof *round->parts);

@@ -359,6 +359,7 @@ static struct rig *rig_begin(void)
     rig_run_file(rig->sql, "0005_living_log.sql");
     rig_run_file(rig->sql, "0006_living_log_indexes.sql");
     rig_run_file(rig->sql, "0007_muted_rooms_and_tips.sql");
+    rig_run_file(rig->sql, "0008_facts_of_changes.sql");
     assert_true(config_load(&rig->config, NULL, environment, &why));
     rig->config.op_timeout_ms = 8000;
     rig->loop = xcalloc(1, sizeof *rig->loop);

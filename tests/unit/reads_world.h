@@ -66,6 +66,7 @@ static struct world *world_begin(const char *schema)
     world_run_file(world->sql, "0005_living_log.sql");
     world_run_file(world->sql, "0006_living_log_indexes.sql");
     world_run_file(world->sql, "0007_muted_rooms_and_tips.sql");
+    world_run_file(world->sql, "0008_facts_of_changes.sql");
     assert_true(config_load(&world->config, NULL, environment, &why));
     uv_loop_init(&world->loop);
     world->url = relay_begin(&world->relay, &world->loop, world->direct);
