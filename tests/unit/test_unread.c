@@ -368,10 +368,20 @@ static int64_t number_of(struct json object, const char *key)
     return number;
 }
 
+/* The digits at `p`, which is no C text. */
+static long number_at(const char *p)
+{
+    long number = 0;
+
+    while (*p >= '0' && *p <= '9')
+        number = 10 * number + (*p++ - '0');
+    return number;
+}
+
 static void compare_room(struct json item)
 {
     struct json id = json_get(item, "room_id");
-    struct room *room = &rooms[atol(id.p + 6) - (long)group * ROOMS]; /* behind the quote, s00 and the dot */
+    struct room *room = &rooms[number_at(id.p + 6) - (long)group * ROOMS]; /* behind the quote, s00 and the dot */
     unsigned account = asked_account;
     const struct member *member = &room->members[account];
 
