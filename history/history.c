@@ -96,6 +96,14 @@ void history_lease_lost(struct history *history, struct str name)
         shard_lost(shard, "the lease is another's");
 }
 
+void history_lease_move(struct history *history, struct str name)
+{
+    struct shard *shard = history_find_shard(history, name);
+
+    if (shard)
+        shard_drain(shard);
+}
+
 struct probe {
     struct list link; /* history->probing */
     struct history *history;

@@ -26,9 +26,9 @@ struct history;
  */
 struct history_events {
     void *arg;
-    /* An entry of a room on a shard we own (later: also from the feed). durable: committed when shown, else it is
-     * early. Ascending seq per room, but for one case: a void (durable) may come for a seq shown early as a message,
-     * which is then to be forgotten. Hold it to keep it. */
+    /* An entry of a room: on a shard we own, or heard on the feed, which may leave some out. durable: committed when
+     * shown, else it is early. Ascending seq per room, but for one case: a void (durable) may come for a seq shown
+     * early as a message, which is then to be forgotten. Hold it to keep it. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
     /* All up to seq is committed. */
     void (*durable)(void *arg, struct str room_id, uint64_t seq);
@@ -36,9 +36,20 @@ struct history_events {
      * another one: for the streams of a room, or (room_id empty) for the streams of an account. Dropped first under
      * load. */
     void (*ephemeral)(void *arg, struct str room_id, struct str account, struct str json);
-    /* The shard is ours under this epoch from now on, or was lost: views of its rooms that showed entries above their
-     * durable mark have to look (reset). */
+    /* The shard is ours under this epoch from now on, or was lost, or (not ours) a higher epoch was heard of: views of
+     * its rooms that showed entries above their durable mark have to look (reset). */
     void (*epoch)(void *arg, struct str shard, uint64_t epoch, bool ours);
+    /* News of this shard may have been missed (a hole in the feed, it was opened anew, another owner): the durable
+     * heads of its rooms have to be looked at. What is in between comes from the log. */
+    void (*missed)(void *arg, struct str shard);
+    /* These accounts have entered the room (founders of a Create, here or elsewhere, and members added elsewhere):
+     * their `all` streams carry it from after_seq on. May come twice. */
+    void (*entered)(void *arg, struct str room_id, const struct str *accounts, size_t count, struct cursor after);
+    /* Of that something may have been missed since then (server time): which rooms have the accounts with `all` streams
+     * joined? */
+    void (*entered_missed)(void *arg, uint64_t since_unix_ms);
+    /* Somebody asks all instances (history_survey); write what this one knows. Nothing written = nothing known. */
+    void (*asked)(void *arg, struct str question, struct buf *answer);
 };
 
 MUST_USE enum err history_start(struct history **out, uv_loop_t *loop, const struct config *config, struct pg *pg,
@@ -50,6 +61,8 @@ void history_connect(
 void history_lease_taken(struct history *history, struct str shard, uint64_t epoch);
 void history_lease_lost(struct history *history, struct str shard);
 void history_lease_probe(struct history *history, struct str shard);
+void history_lease_move(
+    struct history *history, struct str shard); /* another one should have it: drain, then release */
 void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
 /* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest
@@ -182,8 +195,36 @@ void history_hidden_forget(struct history_hidden *hidden);
  * event on one line --- */
 void history_tell_room(struct history *history, struct str room_id, struct str json);
 void history_tell_account(struct history *history, struct str account, struct str json);
-/* The proxy has (no more) rooms of this shard: what is told about them is wanted here. */
+/* The proxy has (no more) rooms of this shard: entries, marks and what is told about them are wanted here. */
 void history_follow(struct history *history, struct str shard, bool follow);
+/* Does what the owner says of this shard arrive here (it is ours, or followed and the owner was heard in the last
+ * 3 s)? If not, heads have to be looked at from time to time. */
+bool history_hears(const struct history *history, struct str shard);
+
+/* --- accounts have entered a room that no entry tells of (Create): told here and to all instances. Done when the
+ * broker has confirmed it; it may be submitted again --- */
+struct history_announce {
+    struct str room_id;
+    const struct str *accounts;
+    size_t account_count;
+    struct cursor after;
+    void (*done)(struct history_announce *announce, enum err err); /* ERR_OK, ERR_UNAVAILABLE, ERR_TIMEOUT */
+    void *impl;
+};
+void history_announce_entered(struct history *history, struct history_announce *announce);
+
+/* --- a question to all living instances, this one included: answers come one by one, then done once, at the latest
+ * after within_ms (then `missing` have not answered). Best effort, nothing is stored --- */
+struct history_survey {
+    struct str question; /* at most 256 KiB; its first word tells whose it is, e.g. "online …" */
+    int64_t within_ms;
+    void (*answered)(struct history_survey *survey, struct str instance, struct str answer); /* good for the call */
+    void (*done)(struct history_survey *survey, enum err err); /* ERR_OK; ERR_UNAVAILABLE: only we were asked */
+    unsigned missing;
+    void *impl;
+};
+void history_survey_start(struct history *history, struct history_survey *survey);
+void history_survey_forget(struct history_survey *survey); /* neither answered nor done will come */
 
 /* --- Pull --- */
 enum pull_from { PULL_LATEST, PULL_AFTER, PULL_BEFORE };

@@ -338,10 +338,12 @@ void proxy_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
     }
 }
 
-void proxy_room_created(struct proxy *proxy, struct str room_id, const struct str *accounts, size_t count)
+void proxy_entered(void *arg, struct str room_id, const struct str *accounts, size_t count, struct cursor after)
 {
+    struct proxy *proxy = arg;
+
     for (size_t i = 0; i < count; i++)
-        enter_room(proxy, accounts[i], room_id, (struct cursor){0, 0});
+        enter_room(proxy, accounts[i], room_id, after);
 }
 
 /* -------------------------------------------------------------------- HTTP */

@@ -41,8 +41,10 @@ void proxy_set_advertise_url(struct proxy *proxy, const char *url);
 void proxy_shown(void *proxy, struct str room_id, struct entry *entry, bool durable);
 void proxy_durable(void *proxy, struct str room_id, uint64_t seq);
 void proxy_epoch(void *proxy, struct str shard, uint64_t epoch, bool ours);
-/* A room was created with these founders: their `all` streams enter it. */
-void proxy_room_created(struct proxy *proxy, struct str room_id, const struct str *accounts, size_t count);
+void proxy_missed(void *proxy, struct str shard);
+void proxy_entered(void *proxy, struct str room_id, const struct str *accounts, size_t count, struct cursor after);
+void proxy_entered_missed(void *proxy, uint64_t since_unix_ms);
+void proxy_asked(void *proxy, struct str question, struct buf *answer);
 /* An event that has no place in the log (typing, read, a transient message) for the open streams of a room, or of an
  * account (message.rejected, read, message.hidden): dropped first under load. */
 void proxy_ephemeral(struct proxy *proxy, struct str room_id, struct str json);

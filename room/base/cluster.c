@@ -63,7 +63,7 @@ struct cluster {
     char id[ULID_TEXT + 1];
     char name[64], url[256];
     int64_t beat_ms, lease_ttl_ms;
-    bool able, draining, leaving;
+    bool able, draining, leaving, overloaded;
     uint32_t streams;
 
     /* Index by index: what others see, and what only we know. */
@@ -247,9 +247,10 @@ void cluster_set_draining(struct cluster *cluster, bool draining)
     cluster->draining = draining;
 }
 
-void cluster_set_load(struct cluster *cluster, uint32_t streams)
+void cluster_set_load(struct cluster *cluster, uint32_t streams, bool overloaded)
 {
     cluster->streams = streams;
+    cluster->overloaded = overloaded;
 }
 
 size_t cluster_instances(const struct cluster *cluster, const struct cluster_instance **instances)

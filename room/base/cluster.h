@@ -33,12 +33,15 @@ struct cluster_events {
     /* Nobody renewed that owner's beat: is anybody still consuming the shard's queue? Answer with cluster_probed (later
      * or at once). */
     void (*probe)(void *arg, struct str shard);
+    /* It is ours, and another instance should have it: end it in order, then cluster_release. One at a time. */
+    void (*move)(void *arg, struct str shard);
     void *arg;
 };
 
 struct cluster_settings {
     const char *instance_name, *url;
     int64_t beat_ms, lease_ttl_ms;
+    int64_t weight; /* how much of the shards and streams it wants, compared with others; 100 is usual */
 };
 
 struct cluster_instance {
@@ -47,6 +50,9 @@ struct cluster_instance {
     char url[256];
     bool draining, alive; /* alive: as this observer judges */
     bool self;
+    bool ready;      /* it can consume */
+    bool overloaded; /* it takes no new streams at the moment */
+    uint32_t weight;
     uint32_t shards;  /* leases it holds */
     uint32_t streams; /* as it last said */
 };
@@ -61,7 +67,7 @@ void cluster_probed(struct cluster *cluster, struct str shard, enum err err, uin
 /* Orderly end of one lease: after the last commit was acked and the channel closed. */
 void cluster_release(struct cluster *cluster, struct str shard);
 void cluster_set_draining(struct cluster *cluster, bool draining);
-void cluster_set_load(struct cluster *cluster, uint32_t streams);
+void cluster_set_load(struct cluster *cluster, uint32_t streams, bool overloaded);
 /* The write lane's session changed: the lease rows name the backend that a successor may have to end. Done when the
  * rows are written; appends may go on meanwhile. */
 void cluster_bind_backend(struct cluster *cluster, int backend_pid);

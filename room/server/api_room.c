@@ -98,7 +98,7 @@ static void announce(struct call *call)
         if (json_string(item, &scratch, &accounts[count]))
             count++;
     if (count && call->service->proxy)
-        proxy_room_created(call->service->proxy, call->create.room_id, accounts, count);
+        proxy_entered(call->service->proxy, call->create.room_id, accounts, count, (struct cursor){0, 0});
     buf_clear(&scratch);
     free(accounts);
 }

@@ -166,6 +166,11 @@ static void on_probe(void *arg, struct str shard)
     history_lease_probe(((struct service *)arg)->history, shard);
 }
 
+static void on_move(void *arg, struct str shard)
+{
+    history_lease_move(((struct service *)arg)->history, shard);
+}
+
 struct cluster *wire_cluster(struct service *service)
 {
     const struct config *config = service->config;
@@ -175,7 +180,8 @@ struct cluster *wire_cluster(struct service *service)
         .beat_ms = config->beat_ms,
         .lease_ttl_ms = config->lease_ttl_ms,
     };
-    struct cluster_events events = {.taken = on_taken, .lost = on_lost, .probe = on_probe, .arg = service};
+    struct cluster_events events = {
+        .taken = on_taken, .lost = on_lost, .probe = on_probe, .move = on_move, .arg = service};
     struct cluster *cluster;
 
     if (is_any_address(config->listen_address) && !*config->advertise_url)

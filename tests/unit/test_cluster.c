@@ -95,7 +95,7 @@ static void node_start_as(struct fixture *f, int i, struct times times, const ch
     snprintf(address, sizeof address, "http://%s", name);
     assert_int_equal(pg_open(&node->pg, &f->loop, &settings), ERR_OK);
     assert_int_equal(cluster_join(&node->cluster, &f->loop, node->pg,
-                         &(struct cluster_settings){name, address, times.beat_ms, times.lease_ttl_ms}, &events),
+                         &(struct cluster_settings){name, address, times.beat_ms, times.lease_ttl_ms, 100}, &events),
         ERR_OK);
     free(url);
 }
