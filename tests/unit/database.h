@@ -11,11 +11,14 @@
 #include "room/base/buf.h"
 #include "room/base/clock.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <libpq-fe.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -99,6 +102,43 @@ static void database_end(char *url, const char *schema)
     database_run(connection, sql);
     PQfinish(connection);
     free(url);
+}
+
+static int is_migration(const struct dirent *file)
+{
+    const char *dot = strrchr(file->d_name, '.');
+
+    return dot && strcmp(dot, ".sql") == 0;
+}
+
+/* All of deploy/migrations, in order, as `roomd migrate` applies them. */
+static void database_migrate(PGconn *connection)
+{
+    char folder[1000], path[2000], *text = xcalloc(1, 1 << 18);
+    struct dirent **files;
+    int count;
+
+    snprintf(folder, sizeof folder, "%.*s/../../deploy/migrations", (int)(strrchr(__FILE__, '/') - __FILE__), __FILE__);
+    count = scandir(folder, &files, is_migration, alphasort);
+    if (count <= 0)
+        fail_msg("%s: %s", folder, count < 0 ? strerror(errno) : "no migrations");
+    database_run(connection, "SET client_min_messages = warning");
+    for (int i = 0; i < count; i++) {
+        FILE *file;
+        size_t n;
+
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]->d_name);
+        if (!(file = fopen(path, "r")))
+            fail_msg("%s: %s", path, strerror(errno));
+        n = fread(text, 1, (1 << 18) - 1, file);
+        assert_true(n > 0 && feof(file));
+        text[n] = '\0';
+        fclose(file);
+        database_run(connection, text);
+        free(files[i]);
+    }
+    free(files);
+    free(text);
 }
 
 /* Runs the loop until the condition holds. False: it did not within `ms`. */

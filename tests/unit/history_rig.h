@@ -289,29 +289,6 @@ static void rig_crash(struct rig *rig)
     uv_run(rig->loop, UV_RUN_NOWAIT);
 }
 
-static char *rig_file(const char *name)
-{
-    char path[1000];
-    FILE *file;
-    char *text = xcalloc(1, 1 << 16);
-
-    snprintf(
-        path, sizeof path, "%.*s/../../deploy/migrations/%s", (int)(strrchr(__FILE__, '/') - __FILE__), __FILE__, name);
-    if (!(file = fopen(path, "r")))
-        fail_msg("%s: %s", path, strerror(errno));
-    assert_true(fread(text, 1, (1 << 16) - 1, file) > 0);
-    fclose(file);
-    return text;
-}
-
-static void rig_run_file(PGconn *sql, const char *name)
-{
-    char *text = rig_file(name);
-
-    database_run(sql, text);
-    free(text);
-}
-
 /* Programs that run beside each other need different ones. */
 #ifndef RIG_SCHEMA
 #define RIG_SCHEMA "roomd_history"
@@ -353,13 +330,7 @@ static struct rig *rig_begin(void)
     rig = xcalloc(1, sizeof *rig);
     rig->direct = database_begin(rig_schema);
     rig->sql = database_connect(rig->direct);
-    database_run(rig->sql, "SET client_min_messages = warning; CREATE TABLE shard_lease (shard text COLLATE \"C\" "
-                           "PRIMARY KEY, epoch bigint NOT NULL, holder text)");
-    rig_run_file(rig->sql, "0002_rooms_and_log.sql");
-    rig_run_file(rig->sql, "0005_living_log.sql");
-    rig_run_file(rig->sql, "0006_living_log_indexes.sql");
-    rig_run_file(rig->sql, "0007_muted_rooms_and_tips.sql");
-    rig_run_file(rig->sql, "0008_facts_of_changes.sql");
+    database_migrate(rig->sql);
     assert_true(config_load(&rig->config, NULL, environment, &why));
     rig->config.op_timeout_ms = 8000;
     rig->loop = xcalloc(1, sizeof *rig->loop);
@@ -371,7 +342,8 @@ static struct rig *rig_begin(void)
     random_bytes(&random, sizeof random);
     for (unsigned i = 0; i < RIG_SHARDS; i++) {
         snprintf(rig->cluster.shards[i].name, sizeof rig->cluster.shards[i].name, "s%05u%u", random % 100000, i);
-        snprintf(sql, sizeof sql, "INSERT INTO shard_lease VALUES ('%s', 0, '')", rig->cluster.shards[i].name);
+        snprintf(sql, sizeof sql, "INSERT INTO shard_lease (shard, epoch, holder) VALUES ('%s', 0, '')",
+            rig->cluster.shards[i].name);
         database_run(rig->sql, sql);
     }
     return rig;

@@ -32,21 +32,6 @@ static void world_on_ephemeral(void *arg, struct str room_id, struct str account
     buf_printf(&world->told, "%s %.*s %.*s\n", room_id.n ? "room" : "account", STR_ARG(to), STR_ARG(json));
 }
 
-static void world_run_file(PGconn *sql, const char *name)
-{
-    char path[1000], *text = xcalloc(1, 1 << 16);
-    FILE *file;
-
-    snprintf(
-        path, sizeof path, "%.*s/../../deploy/migrations/%s", (int)(strrchr(__FILE__, '/') - __FILE__), __FILE__, name);
-    if (!(file = fopen(path, "r")))
-        fail_msg("%s: %s", path, strerror(errno));
-    assert_true(fread(text, 1, (1 << 16) - 1, file) > 0);
-    fclose(file);
-    database_run(sql, text);
-    free(text);
-}
-
 /* NULL: nothing to test with. */
 static struct world *world_begin(const char *schema)
 {
@@ -59,14 +44,8 @@ static struct world *world_begin(const char *schema)
     world = xcalloc(1, sizeof *world);
     world->direct = database_begin(schema);
     world->sql = database_connect(world->direct);
-    database_run(world->sql, "SET client_min_messages = warning; CREATE TABLE shard_lease (shard text COLLATE \"C\" "
-                             "PRIMARY KEY, epoch bigint NOT NULL, holder text); INSERT INTO shard_lease VALUES ('s00', "
-                             "1, 'me')");
-    world_run_file(world->sql, "0002_rooms_and_log.sql");
-    world_run_file(world->sql, "0005_living_log.sql");
-    world_run_file(world->sql, "0006_living_log_indexes.sql");
-    world_run_file(world->sql, "0007_muted_rooms_and_tips.sql");
-    world_run_file(world->sql, "0008_facts_of_changes.sql");
+    database_migrate(world->sql);
+    database_run(world->sql, "INSERT INTO shard_lease (shard, epoch, holder) VALUES ('s00', 1, 'me')");
     assert_true(config_load(&world->config, NULL, environment, &why));
     uv_loop_init(&world->loop);
     world->url = relay_begin(&world->relay, &world->loop, world->direct);

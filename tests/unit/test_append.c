@@ -4,8 +4,6 @@
  */
 #include "database.h"
 
-#include <errno.h>
-
 #include "history/entry.h"
 
 enum { MEMBER = 1, ADMIN = 2, LEAVES = 0, JOINS = 1, ROLE = 2, MUTED = 3, EDITED = 1, RECALLED = 2, DELETED = 3 };
@@ -32,22 +30,6 @@ struct store {
 
 static const char schema[] = "roomd_append";
 
-static void run_file(PGconn *sql, const char *name)
-{
-    char path[1000];
-    FILE *file;
-    char *text = xcalloc(1, 1 << 16);
-
-    snprintf(
-        path, sizeof path, "%.*s/../../deploy/migrations/%s", (int)(strrchr(__FILE__, '/') - __FILE__), __FILE__, name);
-    if (!(file = fopen(path, "r")))
-        fail_msg("%s: %s", path, strerror(errno));
-    assert_true(fread(text, 1, (1 << 16) - 1, file) > 0);
-    fclose(file);
-    database_run(sql, text);
-    free(text);
-}
-
 static void reset(struct store *store)
 {
     for (size_t i = 0; i < PARAMETERS; i++) {
@@ -70,11 +52,7 @@ static int begin(void **state)
     store->url = url;
     store->sql = database_connect(url);
     store->parameters = PARAMETERS;
-    database_run(store->sql, "SET client_min_messages = warning");
-    run_file(store->sql, "0001_cluster.sql");
-    run_file(store->sql, "0002_rooms_and_log.sql");
-    run_file(store->sql, "0005_living_log.sql");
-    run_file(store->sql, "0006_living_log_indexes.sql");
+    database_migrate(store->sql);
     database_run(store->sql, "INSERT INTO shard_lease (shard, epoch, holder) VALUES ('s00', 1, 'me')");
     database_run(store->sql, "INSERT INTO room (room_id, shard, kind, members, owner, created_at) VALUES ('s00.1', "
                              "'s00', 'group', 3, 'ada', 1)");

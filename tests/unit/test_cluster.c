@@ -191,30 +191,9 @@ static void await_number(struct fixture *f, const char *sql, long number)
 
 /* --- set-up --- */
 
-static char *read_migration(void)
-{
-    char path[1000], *slash;
-    struct buf text = {0};
-    FILE *file;
-    int c;
-
-    snprintf(path, sizeof path, "%s", __FILE__);
-    slash = strrchr(path, '/');
-    assert_non_null(slash);
-    snprintf(slash, sizeof path - (size_t)(slash - path), "/../../deploy/migrations/0001_cluster.sql");
-    file = fopen(path, "r");
-    assert_non_null(file);
-    while ((c = getc(file)) != EOF)
-        buf_char(&text, (char)c);
-    fclose(file);
-    buf_char(&text, '\0');
-    return text.p;
-}
-
 static int begin(void **state)
 {
     struct fixture *f = xcalloc(1, sizeof *f);
-    char *migration;
 
     uv_loop_init(&f->loop);
     *state = f;
@@ -222,10 +201,7 @@ static int begin(void **state)
     if (!f->url)
         return 0;
     f->own = database_connect(f->url);
-    migration = read_migration();
-    database_run(f->own, "SET client_min_messages = error");
-    database_run(f->own, migration);
-    free(migration);
+    database_migrate(f->own);
     database_run(f->own, "SELECT cluster_make_shards(8)");
     for (int i = 0; i < NODES; i++)
         f->nodes[i].relay.loop = &f->loop;
