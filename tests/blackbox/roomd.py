@@ -119,10 +119,13 @@ def parse_cursor(cursor):
     return int(epoch or 0), int(seq)
 
 
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # tests run in several processes, each with servers of its own
+
+
 def free_port():
-    """Below the kernel's range for outgoing connections, so that it is still free after a restart."""
+    """Below the kernel's range for outgoing connections, and no other worker's, so that it is still free after a restart."""
     while True:
-        port = random.randrange(20000, 30000)
+        port = random.randrange(20000, 21500) + WORKER % 8 * 1500
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
@@ -273,7 +276,7 @@ class Servers:
 
     def __init__(self):
         given = os.environ.get("ROOMD_TEST_HOME")
-        self.home = pathlib.Path(given or tempfile.mkdtemp(prefix="roomd-blackbox."))
+        self.home = pathlib.Path(f"{given}-{WORKER}" if given else tempfile.mkdtemp(prefix="roomd-blackbox."))
         self.home.mkdir(exist_ok=True)
         self.home.chmod(0o711)  # user postgres passes
         self._watch = int(shell("servers_watch", os.getpid(), self.home))
