@@ -285,6 +285,7 @@ struct stream {
     uint16_t close_code;
     uint8_t state, transport, deliver;
     bool all, one_room, deferred, close_sent, pong_waits, no_more_input;
+    bool bare;      /* opened by a hop that passes bytes on: migrate names neither addresses nor a ticket */
     uint64_t acked; /* bytes the peer had acknowledged when last looked at: progress within a long write */
 };
 

@@ -475,6 +475,7 @@ static void stream_open(struct asked *asked)
     stream->deliver = (uint8_t)ticket->deliver;
     stream->all = ticket->all;
     stream->deferred = asked->deferred;
+    stream->bare = str_is(http_header(asked->request, "roomd-migrate"), "bare");
     if (!ticket->all)
         named_set(stream, ticket);
     attach->reply = asked->reply;

@@ -381,6 +381,10 @@ static void send_away(struct stream *stream, int64_t within_ms)
     buf_text(&json, "{\"type\":\"migrate\",\"endpoints\":");
     if (endpoints_write(proxy, &json, rooms, count, true) == 0 || !ticket_for_stream(proxy, stream, ticket, &len)) {
         stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
+    } else if (stream->bare) {
+        buf_clear(&json);
+        buf_printf(&json, "{\"type\":\"migrate\",\"within_ms\":%" PRId64 "}", within_ms);
+        stream_say(stream, buf_str(&json));
     } else {
         buf_printf(&json, ",\"ticket\":\"%s\",\"within_ms\":%" PRId64 "}", ticket, within_ms);
         stream_say(stream, buf_str(&json));

@@ -127,7 +127,7 @@ export interface Page {
 /** Whom a client asks. Methods throw a RequestError. `env` has fetch, setTimeout, clearTimeout, requestTimeoutMs. */
 export interface Backend {
     connect(env: object, asked: { rooms?: string[]; all?: boolean; deliver?: string }): Promise<Address>;
-    /** The address in a `migrate` event; nothing: the client waits to be sent away. */
+    /** The address in a `migrate` event; nothing: the client asks `connect` for one. */
     migrated?(event: RoomEvent, address: Address): Address | undefined;
     /** Without it gaps are not filled and signals only told. */
     pull?(env: object, room_id: string, query: { after?: string; before?: number; limit?: number }): Promise<Page>;

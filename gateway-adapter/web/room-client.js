@@ -651,8 +651,9 @@ class Connector {
     /* ---- another stream takes over while the old one still delivers: nothing is missed, and a repeat is dropped ---- */
 
     async migrate(event) {
-        const address = this.client.backend.migrated?.(event, this.address);
-        if (!address)
+        const { round, current } = this;
+        const address = this.client.backend.migrated?.(event, this.address) ?? await this.client.askAddress().catch(() => null);
+        if (!address || round !== this.round || current !== this.current)
             return; // the old one will be closed, and we come back in the ordinary way
         this.take(address);
         await this.takeOver(this.current.transport, TAKE_OVER_TRIES);

@@ -389,6 +389,21 @@ def test_a_stopping_instance_sends_its_streams_to_the_other(new_cluster):
     moved.read_message(room, content="after", deadline=20)
 
 
+def test_streams_of_a_hop_that_passes_bytes_are_told_to_move_and_nothing_internal(new_cluster):
+    cluster = new_cluster(instances=2, settings={"drain_ms": 3000})
+    first, _ = cluster.instances
+    room = cluster.api.create_room("alice", "bob")["room_id"]
+    streams = [cluster.open_stream("bob", [room], endpoint=first, transport=transport, headers={"Roomd-Migrate": "bare"}) for transport in PUSHED]
+    for stream in streams:
+        stream.read_type("hello")
+    stopping = threading.Thread(target=first.stop)
+    stopping.start()
+    for stream in streams:
+        assert sorted(stream.read_type("migrate")) == ["type", "within_ms"]
+        stream.close()
+    stopping.join()
+
+
 def test_a_full_instance_refuses_and_keeps_serving(new_cluster):
     cluster = new_cluster(settings={"streams_max": 2})
     room = cluster.api.create_room("alice", "bob")["room_id"]

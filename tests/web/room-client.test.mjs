@@ -475,6 +475,21 @@ test('migrate: the new stream is open before the old one is left, and nothing co
     assert.deepEqual(world.states.map(([state]) => state), ['connecting', 'open', 'open']);
 });
 
+test('migrate: without an address the client asks for one', async () => {
+    const world = await World.open([at('3:5')]);
+    const [old] = world.sockets;
+    const asked = world.asked.length;
+    old.say(message(6), { type: 'migrate', within_ms: 5000 });
+    await settle();
+    assert.equal(world.asked.length, asked + 1);
+    assert.notEqual(world.socket, old);
+    assert.equal(old.closedBy, undefined);
+    world.socket.hello(at('3:6'));
+    await settle();
+    assert.equal(old.closedBy, 1000);
+    assert.deepEqual(world.seqs(), [6]);
+});
+
 test('migrate: what was asked on the old stream is still answered there', async () => {
     const world = await World.open([at('3:5')]);
     const [old] = world.sockets;
