@@ -262,6 +262,8 @@ static void take_row(struct round *round, const PGresult *result, int row)
                 .counted = (uint64_t)pg_get_i64(result, row, 12),
                 .muted_until = (uint64_t)pg_get_i64(result, row, 13),
             });
+        make_up_loaded(round->facts->history->make_up, round->parts[part].shard, pg_get_i64(result, row, 5),
+            (uint64_t)pg_get_i64(result, row, 11));
         return;
     }
     case KIND_MEMBER:

@@ -42,6 +42,7 @@ enum err history_start(struct history **out, uv_loop_t *loop, const struct confi
     history->feed = feed_open(history);
     history->reader = reader_open(history);
     history->marks = marks_open(history);
+    history->make_up = make_up_open(history);
     uv_check_init(loop, &history->check);
     uv_prepare_init(loop, &history->prepare);
     uv_timer_init(loop, &history->look_timer);
@@ -217,6 +218,7 @@ static void history_turn(struct history *history)
     while ((at = list_pop_front(&history->dirty)))
         shard_turn(history, list_entry(at, struct shard, dirty_link));
     facts_turn(history->facts);
+    make_up_turn(history->make_up);
     writer_turn(history->writer);
     reader_turn(history->reader);
     feed_turn(history->feed);
@@ -381,6 +383,7 @@ void history_stop(struct history *history)
         free(probe);
     calls_close(history->calls);
     reader_close(history->reader);
+    make_up_close(history->make_up);
     marks_close(history->marks);
     outbox_close(history->outbox);
     writer_close(history->writer);

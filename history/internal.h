@@ -11,6 +11,7 @@
  *   feed.c     what is not kept, between instances
  *   op.c       callers: publish, confirm, wait for the owner's answer
  *   mark.c     read cursors
+ *   make_up.c  the senders' cursors that a killed owner had not written
  *   reader.c, access.c, page.c, unread.c, hide.c   pages of committed entries, facts for callers   (struct reader)
  *
  * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that
@@ -31,6 +32,7 @@ struct outbox;
 struct calls;
 struct topology;
 struct marks;
+struct make_up;
 
 struct history_stats {
     uint64_t dead_by_reason[ERR_COUNT]; /* committed dead letters */
@@ -60,6 +62,7 @@ struct history {
     struct calls *calls;
     struct topology *topology;
     struct marks *marks;
+    struct make_up *make_up;
     struct feed *feed;
 
     uv_check_t check;
@@ -208,6 +211,12 @@ void marks_sent(struct marks *marks, struct str room_id, struct str account, uin
 void marks_drain(struct marks *marks);
 bool marks_idle(const struct marks *marks);
 void marks_metrics(const struct marks *marks, struct buf *out);
+
+struct make_up *make_up_open(struct history *history);
+void make_up_close(struct make_up *make_up);
+/* A shard of ours has loaded a room whose last entry is of last_at (unix ms). */
+void make_up_loaded(struct make_up *make_up, const struct shard *shard, int64_t room_no, uint64_t last_at);
+void make_up_turn(struct make_up *make_up);
 
 /* ---------------------------------------------------------------------------------------------------------- topology
  */

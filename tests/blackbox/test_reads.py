@@ -261,3 +261,25 @@ def test_hiding_has_its_refusals(api):
     assert api.error("history/Delete", room_id=room, seq=9, account_id="bob", scope="me") == (404, "no_such_message")
     assert api.error("history/Delete", room_id=room, seq=3, account_id="bob", scope="me") == (404, "no_such_message")  # the join
     assert api.error("history/Delete", room_id=room, seq=1, account_id="eve", scope="me") == (403, "not_member")
+
+
+def test_what_somebody_said_is_no_news_to_him_after_the_owner_was_killed(new_cluster):
+    """The owner writes senders' cursors merged, once in a while; what it had not written is made up for from the log.
+
+    It shows in the numbers of who is more than fifty entries behind.
+    """
+    cluster = new_cluster(instances=1, settings={"sent_flush_ms": 60000})
+    (instance,) = cluster.instances
+    ada, bob = fresh("ada"), fresh("bob")
+    room = cluster.api.create_room(ada, bob)["room_id"]
+    for sender in (ada, bob, ada):  # the first of each goes at once, the next waits for its window
+        say(cluster.api, room, sender, 1)
+    seq = say(cluster.api, room, bob, 60)
+    instance.kill9()
+    instance.write_config(sent_flush_ms=100)
+    instance.start()
+    instance.wait_ready()
+    assert counts(cluster.api, ada, room) == (61 + 1, 0)  # bob's and, wrongly, her own second one
+    cluster.api.push(room, bob, "more", wait="durable")
+    wait_for(lambda: {m["account_id"]: m["read_seq"] for m in members(cluster.api, room)} == {ada: 3, bob: seq + 1}, what="the cursors of who spoke")
+    assert counts(cluster.api, ada, room) == (61, 0)
