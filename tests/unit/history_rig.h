@@ -548,4 +548,49 @@ static uint32_t rig_queued(struct rig *rig)
     return look.messages;
 }
 
+/* --- what tests begin with, and wait for --- */
+
+static int rig_setup(void **state)
+{
+    rig_unconfirmed = rig_publish_failures = 0;
+    *state = rig_begin();
+    return 0;
+}
+
+static int rig_teardown(void **state)
+{
+    rig_end(*state);
+    return 0;
+}
+
+#define RIG_OR_SKIP(rig)        \
+    struct rig *(rig) = *state; \
+    if (!(rig))                 \
+        skip();
+
+static uint64_t wanted;
+
+static bool enough_durable(void *arg)
+{
+    return rig_sum(((struct rig *)arg)->durable) >= wanted;
+}
+
+static bool enough_shown(void *arg)
+{
+    return rig_sum(((struct rig *)arg)->shown) >= wanted;
+}
+
+static void wait_durable(struct rig *rig, uint64_t count)
+{
+    wanted = count;
+    assert_true(loop_until(rig->loop, enough_durable, rig, 3 * WAIT_MS));
+}
+
+static void start_with_rooms(struct rig *rig, size_t rooms)
+{
+    rig_make_rooms(rig, rooms);
+    rig_start(rig);
+    rig_take_all(rig);
+}
+
 #endif

@@ -7,53 +7,10 @@ struct story {
     struct rig *rig; /* NULL: no servers, skip */
 };
 
-static int begin(void **state)
-{
-    rig_unconfirmed = rig_publish_failures = 0;
-    *state = rig_begin();
-    return 0;
-}
-
-static int end(void **state)
-{
-    rig_end(*state);
-    return 0;
-}
-
-#define RIG_OR_SKIP(rig)        \
-    struct rig *(rig) = *state; \
-    if (!(rig))                 \
-        skip();
-
-static uint64_t wanted;
-
-static bool enough_durable(void *arg)
-{
-    return rig_sum(((struct rig *)arg)->durable) >= wanted;
-}
-
-static bool enough_shown(void *arg)
-{
-    return rig_sum(((struct rig *)arg)->shown) >= wanted;
-}
-
-static void wait_durable(struct rig *rig, uint64_t count)
-{
-    wanted = count;
-    assert_true(loop_until(rig->loop, enough_durable, rig, 3 * WAIT_MS));
-}
-
 static void wait_confirmed(struct rig *rig)
 {
     rig_wait(rig, rig_all_confirmed);
     assert_int_equal(rig_publish_failures, 0);
-}
-
-static void start_with_rooms(struct rig *rig, size_t rooms)
-{
-    rig_make_rooms(rig, rooms);
-    rig_start(rig);
-    rig_take_all(rig);
 }
 
 static bool drained;
@@ -703,26 +660,34 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(
-            ten_thousand_messages_in_fifty_rooms_are_in_the_log_once_and_in_order, begin, end),
-        cmocka_unit_test_setup_teardown(the_same_message_said_again_is_one_entry, begin, end),
+            ten_thousand_messages_in_fifty_rooms_are_in_the_log_once_and_in_order, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(the_same_message_said_again_is_one_entry, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
-            other_content_under_the_same_id_is_a_dead_letter_with_its_body_unchanged, begin, end),
-        cmocka_unit_test_setup_teardown(what_cannot_be_accepted_is_a_dead_letter_and_what_follows_goes_on, begin, end),
+            other_content_under_the_same_id_is_a_dead_letter_with_its_body_unchanged, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
-            while_the_database_is_away_messages_are_shown_early_and_committed_later, begin, end),
-        cmocka_unit_test_setup_teardown(what_is_accepted_while_the_database_is_away_is_bounded, begin, end),
-        cmocka_unit_test_setup_teardown(fifty_backends_that_die_during_commits_lose_and_repeat_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(connections_cut_at_any_moment_lose_and_repeat_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(what_the_database_refuses_becomes_a_void_and_its_neighbours_stay, begin, end),
-        cmocka_unit_test_setup_teardown(a_duplicate_that_memory_forgot_becomes_a_void, begin, end),
+            what_cannot_be_accepted_is_a_dead_letter_and_what_follows_goes_on, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
-            after_a_crash_what_was_not_acknowledged_comes_again_and_is_recognised, begin, end),
-        cmocka_unit_test_setup_teardown(a_consuming_connection_that_breaks_loses_and_repeats_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(behind_the_fence_nothing_is_written_and_nothing_is_acknowledged, begin, end),
-        cmocka_unit_test_setup_teardown(a_head_that_somebody_moved_ends_the_ownership, begin, end),
-        cmocka_unit_test_setup_teardown(a_push_waits_for_what_it_was_asked_to_wait_for, begin, end),
-        cmocka_unit_test_setup_teardown(an_op_is_answered_when_it_is_durable_and_its_repeat_alike, begin, end),
-        cmocka_unit_test_setup_teardown(a_call_at_another_instance_finds_its_answer_in_the_log, begin, end),
+            while_the_database_is_away_messages_are_shown_early_and_committed_later, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            what_is_accepted_while_the_database_is_away_is_bounded, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            fifty_backends_that_die_during_commits_lose_and_repeat_nothing, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(connections_cut_at_any_moment_lose_and_repeat_nothing, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            what_the_database_refuses_becomes_a_void_and_its_neighbours_stay, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(a_duplicate_that_memory_forgot_becomes_a_void, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            after_a_crash_what_was_not_acknowledged_comes_again_and_is_recognised, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            a_consuming_connection_that_breaks_loses_and_repeats_nothing, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            behind_the_fence_nothing_is_written_and_nothing_is_acknowledged, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(a_head_that_somebody_moved_ends_the_ownership, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(a_push_waits_for_what_it_was_asked_to_wait_for, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            an_op_is_answered_when_it_is_durable_and_its_repeat_alike, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            a_call_at_another_instance_finds_its_answer_in_the_log, rig_setup, rig_teardown),
     };
 
     signal(SIGPIPE, SIG_IGN);

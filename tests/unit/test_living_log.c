@@ -10,49 +10,6 @@
 
 #include "history/reader.h"
 
-static int begin(void **state)
-{
-    rig_unconfirmed = rig_publish_failures = 0;
-    *state = rig_begin();
-    return 0;
-}
-
-static int end(void **state)
-{
-    rig_end(*state);
-    return 0;
-}
-
-#define RIG_OR_SKIP(rig)        \
-    struct rig *(rig) = *state; \
-    if (!(rig))                 \
-        skip();
-
-static uint64_t wanted;
-
-static bool enough_durable(void *arg)
-{
-    return rig_sum(((struct rig *)arg)->durable) >= wanted;
-}
-
-static bool enough_shown(void *arg)
-{
-    return rig_sum(((struct rig *)arg)->shown) >= wanted;
-}
-
-static void wait_durable(struct rig *rig, uint64_t count)
-{
-    wanted = count;
-    assert_true(loop_until(rig->loop, enough_durable, rig, WAIT_MS));
-}
-
-static void start_with_rooms(struct rig *rig, size_t rooms)
-{
-    rig_make_rooms(rig, rooms);
-    rig_start(rig);
-    rig_take_all(rig);
-}
-
 /* In room 0; `more`: further members of the body, each with a comma before it. */
 static void say(struct rig *rig, const char *id, const char *content, const char *more)
 {
@@ -761,22 +718,27 @@ static void roles_and_mutes_are_rows_and_hold_after_a_takeover(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(a_message_mentions_whom_it_names, begin, end),
-        cmocka_unit_test_setup_teardown(two_changes_of_one_message_never_share_a_batch, begin, end),
+        cmocka_unit_test_setup_teardown(a_message_mentions_whom_it_names, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(two_changes_of_one_message_never_share_a_batch, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
-            a_message_its_edit_and_its_recall_end_alike_however_they_are_batched, begin, end),
-        cmocka_unit_test_setup_teardown(a_change_that_turns_out_to_be_a_repeat_changes_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(a_change_that_the_database_refuses_changes_nothing, begin, end),
-        cmocka_unit_test_setup_teardown(who_may_not_speak_is_told_alike_by_database_and_memory, begin, end),
+            a_message_its_edit_and_its_recall_end_alike_however_they_are_batched, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
-            the_log_shows_messages_as_they_are_now_and_edits_without_what_was_taken_back, begin, end),
-        cmocka_unit_test_setup_teardown(what_a_newer_program_wrote_is_a_void_for_this_one, begin, end),
-        cmocka_unit_test_setup_teardown(a_read_on_its_way_takes_nobody_in, begin, end),
-        cmocka_unit_test_setup_teardown(edits_in_quick_succession_end_with_the_last_one, begin, end),
-        cmocka_unit_test_setup_teardown(an_old_message_is_edited_and_recalled_after_a_takeover, begin, end),
-        cmocka_unit_test_setup_teardown(the_window_for_a_recall_does_not_begin_anew_with_a_takeover, begin, end),
-        cmocka_unit_test_setup_teardown(a_rich_text_keeps_when_it_was_sent_and_mentions_whom_its_edit_does, begin, end),
-        cmocka_unit_test_setup_teardown(roles_and_mutes_are_rows_and_hold_after_a_takeover, begin, end),
+            a_change_that_turns_out_to_be_a_repeat_changes_nothing, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(a_change_that_the_database_refuses_changes_nothing, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            who_may_not_speak_is_told_alike_by_database_and_memory, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            the_log_shows_messages_as_they_are_now_and_edits_without_what_was_taken_back, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(what_a_newer_program_wrote_is_a_void_for_this_one, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(a_read_on_its_way_takes_nobody_in, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(edits_in_quick_succession_end_with_the_last_one, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            an_old_message_is_edited_and_recalled_after_a_takeover, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            the_window_for_a_recall_does_not_begin_anew_with_a_takeover, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            a_rich_text_keeps_when_it_was_sent_and_mentions_whom_its_edit_does, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(roles_and_mutes_are_rows_and_hold_after_a_takeover, rig_setup, rig_teardown),
     };
 
     signal(SIGPIPE, SIG_IGN);
