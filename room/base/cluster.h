@@ -50,9 +50,9 @@ struct cluster_instance {
     char url[256];
     bool draining, alive; /* alive: as this observer judges */
     bool self;
-    bool ready;      /* it can consume */
-    bool overloaded; /* it takes no new streams at the moment */
-    uint32_t weight;
+    bool ready;       /* it can consume */
+    bool overloaded;  /* it takes no new streams at the moment */
+    uint32_t weight;  /* above 0 */
     uint32_t shards;  /* leases it holds */
     uint32_t streams; /* as it last said */
 };
@@ -86,9 +86,17 @@ struct cluster_shard {
     uint64_t epoch;
     char owner[27];
     bool ours;
+    uint64_t since_ms; /* unix time at which the owner got it; 0: not known, or nobody has it */
 };
 const struct cluster_shard *cluster_shards(const struct cluster *cluster); /* [cluster_shard_count] */
 const struct cluster_shard *cluster_find_shard(const struct cluster *cluster, struct str name);
+
+struct cluster_counters {
+    uint64_t taken_total, lost_total; /* leases, as told by events */
+    uint64_t released_total;          /* given back in order */
+    uint64_t moves_total;             /* of which because another instance should have them */
+};
+struct cluster_counters cluster_counters(const struct cluster *cluster);
 
 /* Database time in unix ms: as of the last beat, plus our monotonic clock since. 0 before the first beat. */
 uint64_t cluster_now_ms(const struct cluster *cluster);

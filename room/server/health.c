@@ -67,12 +67,30 @@ static const char *not_ready_because(const struct service *service)
                                              : "no shard has been taken over yet";
 }
 
+/* The shards we hold: their names, or all that is known of them. */
+static void write_leases(const struct cluster *cluster, struct buf *json, bool whole)
+{
+    const struct cluster_shard *shards = cluster_shards(cluster);
+    bool first = true;
+
+    for (size_t i = 0; i < cluster_shard_count(cluster); i++) {
+        if (!shards[i].ours)
+            continue;
+        if (!first)
+            buf_char(json, ',');
+        if (whole)
+            buf_printf(json, "{\"shard\":\"%s\",\"epoch\":%" PRIu64 ",\"since\":%" PRIu64 "}", shards[i].name,
+                shards[i].epoch, shards[i].since_ms);
+        else
+            buf_printf(json, "\"%s\"", shards[i].name);
+        first = false;
+    }
+}
+
 static void serve_ready(struct service *service, struct http_reply *reply)
 {
     const char *reason = not_ready_because(service);
-    const struct cluster_shard *shards = cluster_shards(service->cluster);
     struct buf json = {0};
-    bool first = true;
 
     buf_printf(&json, "{\"ready\":%s,\"instance\":\"%s\",\"name\":", reason ? "false" : "true",
         cluster_self(service->cluster));
@@ -81,12 +99,9 @@ static void serve_ready(struct service *service, struct http_reply *reply)
     buf_printf(&json, ",\"version\":\"%s\",\"broker\":%s,\"database\":%s,\"draining\":%s,\"shards\":[", ROOMD_VERSION,
         history_ready(service->history) ? "true" : "false", cluster_database_ok(service->cluster) ? "true" : "false",
         service->draining ? "true" : "false");
-    for (size_t i = 0; i < cluster_shard_count(service->cluster); i++) {
-        if (!shards[i].ours)
-            continue;
-        buf_printf(&json, "%s\"%s\"", first ? "" : ",", shards[i].name);
-        first = false;
-    }
+    write_leases(service->cluster, &json, false);
+    buf_text(&json, "],\"leases\":[");
+    write_leases(service->cluster, &json, true);
     buf_printf(&json, "],\"reason\":");
     if (reason)
         buf_json_string(&json, str_of(reason));
@@ -188,6 +203,7 @@ static void cluster_metrics(const struct service *service, struct buf *out)
 {
     const struct cluster_instance *instances;
     size_t count = cluster_instances(service->cluster, &instances), alive = 0;
+    struct cluster_counters leases = cluster_counters(service->cluster);
 
     for (size_t i = 0; i < count; i++)
         alive += instances[i].alive;
@@ -197,6 +213,12 @@ static void cluster_metrics(const struct service *service, struct buf *out)
         "# TYPE roomd_leases gauge\nroomd_leases %zu\n# TYPE roomd_shards_consumed gauge\nroomd_shards_consumed %zu\n",
         not_ready_because(service) == NULL, service->draining, alive, cluster_shard_count(service->cluster),
         leases_ours(service->cluster), history_shards_ours(service->history));
+    buf_printf(out,
+        "# TYPE roomd_lease_changes_total counter\nroomd_lease_changes_total{change=\"taken\"} %" PRIu64
+        "\nroomd_lease_changes_total{change=\"lost\"} %" PRIu64
+        "\nroomd_lease_changes_total{change=\"given_back\"} %" PRIu64
+        "\n# TYPE roomd_lease_moves_total counter\nroomd_lease_moves_total %" PRIu64 "\n",
+        leases.taken_total, leases.lost_total, leases.released_total, leases.moves_total);
 }
 
 static void serve_metrics(struct service *service, struct http_reply *reply)

@@ -179,6 +179,7 @@ struct cluster *wire_cluster(struct service *service)
         .url = wire_url(service),
         .beat_ms = config->beat_ms,
         .lease_ttl_ms = config->lease_ttl_ms,
+        .weight = config->weight,
     };
     struct cluster_events events = {
         .taken = on_taken, .lost = on_lost, .probe = on_probe, .move = on_move, .arg = service};
