@@ -24,8 +24,8 @@ struct reader {
     int fd;
     enum reader_state state;
     uint32_t left_n, room; /* room: the caller's */
-    const char *ticket;
-    char *left; /* what has arrived of a frame (SSE: of a line) that is not whole */
+    const char *ticket;    /* or, through a gateway: the address it gave (a path) and a session's token */
+    char *left;            /* what has arrived of a frame (SSE: of a line) that is not whole */
 };
 
 struct readers {
@@ -77,6 +77,8 @@ static inline void reader_ask(struct readers *readers, struct reader *reader)
 {
     struct epoll_event wanted = {.events = EPOLLIN, .data.ptr = reader};
     struct buf request = {0};
+    const char *ticket = reader->ticket ? reader->ticket : "-";
+    size_t path_n = *ticket == '/' ? strcspn(ticket, " ") : 0;
     int error = 0, off = 0;
     socklen_t size = sizeof error;
 
@@ -85,11 +87,14 @@ static inline void reader_ask(struct readers *readers, struct reader *reader)
         give_up("connect", strerror(error));
     /* A reader that also writes does not acknowledge each segment at once; one that only reads would. */
     setsockopt(reader->fd, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off);
-    buf_printf(&request, "GET /v1/stream/%s HTTP/1.1\r\nHost: bench\r\n", readers->sse ? "sse" : "ws");
+    if (path_n)
+        buf_printf(&request, "GET %.*s HTTP/1.1\r\nHost: bench\r\n", (int)path_n, ticket);
+    else
+        buf_printf(&request, "GET /v1/stream/%s HTTP/1.1\r\nHost: bench\r\n", readers->sse ? "sse" : "ws");
     if (!readers->sse)
         buf_text(&request, "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
-    buf_printf(&request, "Authorization: Bearer %s\r\n\r\n", reader->ticket ? reader->ticket : "-");
+    buf_printf(&request, "Authorization: Bearer %s\r\n\r\n", path_n ? ticket + path_n + 1 : ticket);
     if (send(reader->fd, request.p, request.n, MSG_NOSIGNAL) != (ssize_t)request.n)
         give_up("request", strerror(errno));
     buf_clear(&request);
