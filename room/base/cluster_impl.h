@@ -3,6 +3,7 @@
  *
  *   cluster.c        joining and leaving, what others ask and say, the tick
  *   cluster_beat.c   one poll: our beat out, instances and leases in
+ *   cluster_place.c  which instance should have which shard, as a pure function
  *   cluster_lease.c  who should have what; taking, giving back, naming our writing session
  */
 #ifndef ROOMD_BASE_CLUSTER_IMPL_H
