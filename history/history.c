@@ -103,6 +103,8 @@ void history_lease_move(struct history *history, struct str name)
 
     if (shard)
         shard_drain(shard);
+    else if (!shard_is_closing(history, name))
+        cluster_release(history->cluster, name); /* given up before: there is nothing to end */
 }
 
 struct probe {
@@ -323,17 +325,30 @@ const struct sequencer_events history_sequencer_events = {
 /* ----------------------------------------------------------------------------------------------------------------
  * drain */
 
+/* One after another: what has not come to its turn is served meanwhile, and those who take over are not given all at
+ * once. */
+static void drain_next(struct history *history)
+{
+    struct shard *shard, *next = NULL;
+
+    list_for_each (shard, &history->shards, link) {
+        if (!shard_is_sequencing(shard))
+            return;
+        if (!next)
+            next = shard;
+    }
+    if (next)
+        shard_drain(next);
+}
+
 void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg)
 {
-    struct shard *shard;
-
     assert(!history->draining);
     history->draining = true;
     history->drained = done;
     history->drained_arg = arg;
     say_able(history);
-    list_for_each (shard, &history->shards, link)
-        shard_drain(shard);
+    drain_next(history);
     marks_drain(history->marks);
     uv_timer_start(&history->drain_timer, on_drain_timer, within_ms > 0 ? (uint64_t)within_ms : 0, 0);
     if (list_empty(&history->shards) && marks_idle(history->marks)) /* done never comes from inside the call */
@@ -344,6 +359,8 @@ void history_drained_check(struct history *history)
 {
     void (*done)(void *arg) = history->drained;
 
+    if (history->draining)
+        drain_next(history);
     if (!history->draining || !done || !list_empty(&history->shards) || !marks_idle(history->marks))
         return;
     history->drained = NULL;
@@ -358,8 +375,10 @@ static void on_drain_timer(uv_timer_t *timer)
     void (*done)(void *arg);
     struct shard *shard;
 
-    list_for_each (shard, &history->shards, link)
+    list_for_each (shard, &history->shards, link) {
+        shard_drain(shard);
         shard_drain_force(shard);
+    }
     done = history->drained;
     history->drained = NULL;
     if (done)

@@ -131,6 +131,8 @@ struct shard {
 struct shard *history_find_shard(const struct history *history, struct str shard);
 /* The shard of a room; NULL: not ours, or no such name. */
 struct shard *history_find_shard_of(const struct history *history, struct str room_id);
+/* One that was given up still waits for close-ok: until then its queue must not become another's. */
+bool shard_is_closing(const struct history *history, struct str shard);
 /* Something happened: needs, rows or acks may have to be fetched. */
 void shard_mark_dirty(struct shard *shard);
 bool shard_is_sequencing(

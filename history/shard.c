@@ -131,6 +131,16 @@ struct shard *history_find_shard_of(const struct history *history, struct str ro
     return dot ? history_find_shard(history, (struct str){room_id.p, (size_t)(dot - room_id.p)}) : NULL;
 }
 
+bool shard_is_closing(const struct history *history, struct str name)
+{
+    struct shard *shard;
+
+    list_for_each (shard, &history->closing, link)
+        if (str_is(name, shard->name))
+            return true;
+    return false;
+}
+
 void shard_mark_dirty(struct shard *shard)
 {
     if (list_empty(&shard->dirty_link) && shard->state != SHARD_GONE)

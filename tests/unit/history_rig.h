@@ -251,22 +251,26 @@ static void rig_begin_from_heads(struct rig *rig)
     }
 }
 
+/* A lease becomes ours under a higher epoch; history is not told. */
+static void rig_take_row(struct rig *rig, size_t i)
+{
+    struct cluster_shard *shard = &rig->cluster.shards[i];
+    char sql[300];
+
+    snprintf(sql, sizeof sql,
+        "UPDATE shard_lease SET epoch = epoch + 1, holder = '%s' WHERE shard = '%s' RETURNING epoch", rig->cluster.self,
+        shard->name);
+    shard->epoch = (uint64_t)database_number(rig->sql, sql);
+    snprintf(shard->owner, sizeof shard->owner, "%s", rig->cluster.self);
+    shard->ours = true;
+}
+
 /* All leases become ours under a higher epoch. */
 static void rig_take_all(struct rig *rig)
 {
-    char sql[300];
-
     rig_wait(rig, rig_is_ready);
-    for (size_t i = 0; i < RIG_SHARDS; i++) {
-        struct cluster_shard *shard = &rig->cluster.shards[i];
-
-        snprintf(sql, sizeof sql,
-            "UPDATE shard_lease SET epoch = epoch + 1, holder = '%s' WHERE shard = '%s' RETURNING epoch",
-            rig->cluster.self, shard->name);
-        shard->epoch = (uint64_t)database_number(rig->sql, sql);
-        snprintf(shard->owner, sizeof shard->owner, "%s", rig->cluster.self);
-        shard->ours = true;
-    }
+    for (size_t i = 0; i < RIG_SHARDS; i++)
+        rig_take_row(rig, i);
     rig_begin_from_heads(rig);
     for (size_t i = 0; i < RIG_SHARDS; i++) {
         const struct cluster_shard *shard = &rig->cluster.shards[i];

@@ -452,6 +452,46 @@ static bool all_released(void *arg)
     return ((struct rig *)arg)->cluster.released >= 1;
 }
 
+static bool write_lane_up(void *arg)
+{
+    return pg_up(((struct rig *)arg)->pg, PG_WRITE);
+}
+
+/* The deliveries that the old owner has and did not commit, the ones that it has and gave no seq, and what waits behind
+ * them at the broker: the next owner gets all that is left in this order. */
+static void a_move_with_a_backlog_behind_unacked_deliveries_keeps_the_order(void **state)
+{
+    RIG_OR_SKIP(rig);
+    rig->config.prefetch = 10;
+    start_with_rooms(rig, 4); /* one in each shard */
+    rig_say_many(rig, 4, 0, 4);
+    wait_durable(rig, 4);
+
+    relay_cut(&rig->relay);
+    rig_wait(rig, write_lane_down);
+    rig_say_many(rig, 4, 4, 404);
+    wait_confirmed(rig);
+    wanted = 4 + 4 * 10; /* the prefetch is used up, 90 wait in each queue */
+    rig_wait(rig, enough_shown);
+    history_lease_move(rig->history, str_of(rig->cluster.shards[0].name));
+    assert_int_equal(rig->cluster.released, 0); /* not before all that has a seq is committed */
+    relay_listen(&rig->relay);
+    rig_wait(rig, all_released);
+    rig_wait(rig, write_lane_up);
+    assert_int_equal(rig_number(rig, "SELECT last_seq FROM room_head WHERE room_no = 1"), 11);
+    rig_take_row(rig, 0);
+    history_lease_taken(rig->history, str_of(rig->cluster.shards[0].name), rig->cluster.shards[0].epoch);
+    wait_durable(rig, 404);
+
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE type = 1"), 404);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE epoch = 2 AND room_no = 1"), 90);
+    assert_int_equal(rig_number(rig, "SELECT count(*) FROM log_entry WHERE epoch <> 1 AND room_no > 1"), 0);
+    rig_check_log(rig);
+    rig_check_order(rig);
+    rig->cluster.released = 0;
+    stop_in_order(rig);
+}
+
 static void a_head_that_somebody_moved_ends_the_ownership(void **state)
 {
     RIG_OR_SKIP(rig);
@@ -682,6 +722,8 @@ int main(void)
             a_consuming_connection_that_breaks_loses_and_repeats_nothing, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
             behind_the_fence_nothing_is_written_and_nothing_is_acknowledged, rig_setup, rig_teardown),
+        cmocka_unit_test_setup_teardown(
+            a_move_with_a_backlog_behind_unacked_deliveries_keeps_the_order, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(a_head_that_somebody_moved_ends_the_ownership, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(a_push_waits_for_what_it_was_asked_to_wait_for, rig_setup, rig_teardown),
         cmocka_unit_test_setup_teardown(
