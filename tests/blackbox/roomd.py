@@ -308,6 +308,7 @@ class Link:
 
     def __init__(self, port, delay=0.0):
         self.target, self.delay, self._pairs, self._lock = port, delay, set(), threading.Lock()
+        self.accepted = 0  # connections so far
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._cut = self._silent = False
@@ -342,6 +343,7 @@ class Link:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self.accepted += 1
                 if self._cut:
                     near.close()
                     continue
