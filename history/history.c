@@ -341,18 +341,36 @@ static void drain_next(struct history *history)
         shard_drain(next);
 }
 
-void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg)
+static bool drained(const struct history *history)
 {
-    assert(!history->draining);
-    history->draining = true;
+    return list_empty(&history->shards) && (!history->last_calls_over || marks_idle(history->marks));
+}
+
+static void drain_begin(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg)
+{
+    assert(!history->drained);
     history->drained = done;
     history->drained_arg = arg;
-    say_able(history);
-    drain_next(history);
+    if (!history->draining) {
+        history->draining = true;
+        say_able(history);
+        drain_next(history);
+    }
+    /* done never comes from inside the call */
+    uv_timer_start(
+        &history->drain_timer, on_drain_timer, within_ms > 0 && !drained(history) ? (uint64_t)within_ms : 0, 0);
+}
+
+void history_hand_over(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg)
+{
+    drain_begin(history, within_ms, done, arg);
+}
+
+void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg)
+{
+    history->last_calls_over = true;
     marks_drain(history->marks);
-    uv_timer_start(&history->drain_timer, on_drain_timer, within_ms > 0 ? (uint64_t)within_ms : 0, 0);
-    if (list_empty(&history->shards) && marks_idle(history->marks)) /* done never comes from inside the call */
-        uv_timer_start(&history->drain_timer, on_drain_timer, 0, 0);
+    drain_begin(history, within_ms, done, arg);
 }
 
 void history_drained_check(struct history *history)
@@ -361,7 +379,7 @@ void history_drained_check(struct history *history)
 
     if (history->draining)
         drain_next(history);
-    if (!history->draining || !done || !list_empty(&history->shards) || !marks_idle(history->marks))
+    if (!history->draining || !done || !drained(history))
         return;
     history->drained = NULL;
     uv_timer_stop(&history->drain_timer);

@@ -65,8 +65,12 @@ void history_lease_move(
     struct history *history, struct str shard); /* another one should have it: drain, then release */
 void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
-/* Orderly: stop sequencing, commit and ack what has a seq, close channels, release leases; done once, at the latest
- * after `within_ms`. */
+/* Gives the shards to others, in order: stop sequencing, commit and ack what has a seq, close channels, release leases;
+ * none is taken any more. Calls are served on, by way of the new owners. done once, later, at the latest after
+ * `within_ms`. */
+void history_hand_over(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg);
+/* The end, after the last call and at most once hand_over is done: the shards that are still ours, and the read cursors
+ * that are not written yet. done as above. */
 void history_drain(struct history *history, int64_t within_ms, void (*done)(void *arg), void *arg);
 /* Frees, once libuv has closed its handles. The links are closed before, or right after in the same turn: no callback
  * of theirs may come in between. pg must still be there. */

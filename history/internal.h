@@ -72,7 +72,8 @@ struct history {
     int handles;    /* not yet closed */
     uint64_t looks; /* numbers of passive declares */
 
-    bool draining;
+    bool draining;        /* no shard is taken any more */
+    bool last_calls_over; /* the drain ends with the read cursors */
     void (*drained)(void *arg);
     void *drained_arg;
 

@@ -261,7 +261,7 @@ struct stream {
     struct proxy *proxy;
     struct audience *audience; /* NULL: refused before the ticket was read */
     struct list audience_link;
-    struct list all_link; /* the proxy's list of all streams, or of closing ones */
+    struct list all_link; /* the proxy's list of all streams, of those that were sent away, or of closing ones */
     struct list wheel_link;
     struct list dirty_link;
     struct list partial_link; /* waits for the rest of a client frame */
@@ -285,6 +285,7 @@ struct stream {
     uint16_t close_code;
     uint8_t state, transport, deliver;
     bool all, one_room, deferred, close_sent, pong_waits, no_more_input;
+    bool told;      /* to migrate */
     bool bare;      /* opened by a hop that passes bytes on: migrate names neither addresses nor a ticket */
     uint64_t acked; /* bytes the peer had acknowledged when last looked at: progress within a long write */
 };
@@ -430,11 +431,16 @@ void follow_sweep(struct proxy *proxy, uint32_t now);
 void typing_open(struct proxy *proxy);
 void typing_close(struct proxy *proxy);
 
+/* ------------------------------------------------------------------ drain */
+
+void drain_stream_gone(struct proxy *proxy); /* the last one */
+void even_start(struct proxy *proxy);
+
 /* ------------------------------------------------------------------ proxy */
 
 struct proxy_counters {
     uint64_t opened[TRANSPORTS], refused, deliveries, chunks, marks, resets, overflows, reads, signals, writes,
-        closed_slow, closed_silent, typings_told, typings_suppressed;
+        closed_slow, closed_silent, typings_told, typings_suppressed, sent_away, evened;
 };
 
 struct proxy {
@@ -448,6 +454,7 @@ struct proxy {
     char *url;
     struct map views, audiences;
     struct list streams, closing, partial, holding; /* holding: polls, in order of their end */
+    struct list sent_away;                          /* streams that were told to migrate */
     struct list dirty_views, dirty_streams, marks, suspects, unproven, retry;
     struct list batch_all, batch_at; /* attaches that wait for a query of this turn */
     struct list batches;             /* queries on their way */
@@ -465,14 +472,21 @@ struct proxy {
     uint32_t reads_in_flight, reads_sent_total;
     uv_prepare_t prepare;
     uv_check_t check;
-    uv_timer_t wheel, mark_timer, drain_timer, follow_timer;
+    uv_timer_t wheel, mark_timer, drain_timer, even_timer, follow_timer;
     int handles_open;
     struct list *slots;
     uint32_t slot_count, slot_at, slot_fill, tick_ms;
-    uint32_t stream_count, by_transport[TRANSPORTS];
+    uint32_t stream_count, told_count, by_transport[TRANSPORTS];
     bool draining, stopping;
+    uint64_t drain_until_ms; /* loop clock */
+    uint32_t drain_per_tick;
     void (*drained)(void *arg);
     void *drained_arg;
+    struct {
+        uint64_t cpu_us, at_us; /* when it was last looked */
+        double busy;            /* of one core, smoothed */
+        bool going;
+    } even;
     struct proxy_counters count;
     struct {
         char instance[27];

@@ -19,7 +19,7 @@ static void proxy_free_when_empty(struct proxy *proxy);
 
 static void lists_init(struct proxy *proxy)
 {
-    struct list *const lists[] = {&proxy->streams, &proxy->closing, &proxy->partial, &proxy->holding,
+    struct list *const lists[] = {&proxy->streams, &proxy->sent_away, &proxy->closing, &proxy->partial, &proxy->holding,
         &proxy->dirty_views, &proxy->dirty_streams, &proxy->marks, &proxy->suspects, &proxy->unproven, &proxy->retry,
         &proxy->batch_all, &proxy->batch_at, &proxy->batches, &proxy->rechecks, &proxy->pulls, &proxy->reads_waiting,
         &proxy->reads_sent};
@@ -40,10 +40,11 @@ static void handles_open(struct proxy *proxy)
     uv_timer_init(proxy->loop, &proxy->wheel);
     uv_timer_init(proxy->loop, &proxy->mark_timer);
     uv_timer_init(proxy->loop, &proxy->drain_timer);
+    uv_timer_init(proxy->loop, &proxy->even_timer);
     uv_timer_init(proxy->loop, &proxy->follow_timer);
     proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data =
-        proxy->follow_timer.data = proxy;
-    proxy->handles_open = 6;
+        proxy->even_timer.data = proxy->follow_timer.data = proxy;
+    proxy->handles_open = 7;
     /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the
      * loop sleeps. */
     uv_prepare_start(&proxy->prepare, on_prepare);
@@ -73,6 +74,7 @@ enum err proxy_start(struct proxy **out, uv_loop_t *loop, const struct config *c
     proxy->url = xstrdup(advertise_url ? advertise_url : "");
     lists_init(proxy);
     handles_open(proxy);
+    even_start(proxy);
     *out = proxy;
     return ERR_OK;
 }
@@ -88,11 +90,12 @@ void proxy_stop(struct proxy *proxy)
 {
     uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check,
         (uv_handle_t *)&proxy->wheel, (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer,
-        (uv_handle_t *)&proxy->follow_timer};
+        (uv_handle_t *)&proxy->even_timer, (uv_handle_t *)&proxy->follow_timer};
     struct stream *stream;
 
     proxy->stopping = proxy->draining = true;
     pulls_free(proxy);
+    list_splice_back(&proxy->streams, &proxy->sent_away);
     list_for_each (stream, &proxy->streams, all_link) {
         struct http_reply *reply = stream->poll ? stream->poll->reply : NULL;
         bool opening = stream->state == STREAM_OPENING;
@@ -364,80 +367,6 @@ bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_
     return false;
 }
 
-/* ------------------------------------------------------------------- drain */
-
-static void send_away(struct stream *stream, int64_t within_ms)
-{
-    struct proxy *proxy = stream->proxy;
-    char *ticket = xmalloc(ROOMD_TICKET_MAX_BYTES + 1);
-    struct buf json = {0};
-    size_t len = 0;
-    struct str *rooms = xcalloc(stream->sub_count + 1, sizeof *rooms);
-    size_t count = 0;
-    struct sub *sub;
-
-    list_for_each (sub, &stream->subs, stream_link)
-        rooms[count++] = view_room_id(sub->view);
-    buf_text(&json, "{\"type\":\"migrate\",\"endpoints\":");
-    if (endpoints_write(proxy, &json, rooms, count, true) == 0 || !ticket_for_stream(proxy, stream, ticket, &len)) {
-        stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
-    } else if (stream->bare) {
-        buf_clear(&json);
-        buf_printf(&json, "{\"type\":\"migrate\",\"within_ms\":%" PRId64 "}", within_ms);
-        stream_say(stream, buf_str(&json));
-    } else {
-        buf_printf(&json, ",\"ticket\":\"%s\",\"within_ms\":%" PRId64 "}", ticket, within_ms);
-        stream_say(stream, buf_str(&json));
-    }
-    buf_clear(&json);
-    free(rooms);
-    free(ticket);
-}
-
-static void drain_done(struct proxy *proxy)
-{
-    void (*drained)(void *) = proxy->drained;
-
-    proxy->drained = NULL;
-    uv_timer_stop(&proxy->drain_timer);
-    if (drained)
-        drained(proxy->drained_arg);
-}
-
-static void on_drain_over(uv_timer_t *timer)
-{
-    drain_done(timer->data);
-}
-
-static void on_drain_late(uv_timer_t *timer)
-{
-    struct proxy *proxy = timer->data;
-    struct stream *stream;
-
-    list_for_each (stream, &proxy->streams, all_link)
-        if (stream->state == STREAM_LIVE)
-            stream_end(stream, CLOSE_DRAIN, ERR_OK, NULL);
-    uv_timer_start(timer, on_drain_over, 500, 0); /* for the close frames to leave */
-}
-
-void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg), void *arg)
-{
-    struct stream *stream;
-
-    proxy->draining = true;
-    proxy->drained = done;
-    proxy->drained_arg = arg;
-    list_for_each (stream, &proxy->streams, all_link) {
-        if (stream->poll)
-            poll_end(stream, ERR_OK);
-        else if (stream->state == STREAM_LIVE)
-            send_away(stream, within_ms);
-    }
-    log_info("proxy.drain", "streams=%u within_ms=%" PRId64, proxy->stream_count, within_ms);
-    uv_timer_start(&proxy->drain_timer, proxy->stream_count ? on_drain_late : on_drain_over,
-        proxy->stream_count && within_ms > 0 ? (uint64_t)within_ms : 0, 0);
-}
-
 void proxy_stream_gone(struct proxy *proxy)
 {
     if (proxy->stream_count)
@@ -447,8 +376,7 @@ void proxy_stream_gone(struct proxy *proxy)
         return;
     }
     wheel_stop(proxy);
-    if (proxy->draining && proxy->drained)
-        uv_timer_start(&proxy->drain_timer, on_drain_over, 0, 0);
+    drain_stream_gone(proxy);
 }
 
 /* ------------------------------------------------------------------ numbers */
@@ -484,6 +412,10 @@ void proxy_metrics(const struct proxy *proxy, struct buf *out)
     for (int i = 0; i < TRANSPORTS; i++)
         buf_printf(out, "roomd_streams_opened_total{transport=\"%s\"} %" PRIu64 "\n", names[i], count->opened[i]);
     metric(out, "room_views", "gauge", "Rooms that streams here listen to.", proxy->views.count);
+    metric(out, "streams_sent_away_total", "counter", "Streams that were told to migrate because this instance stops.",
+        count->sent_away);
+    metric(out, "streams_evened_total", "counter",
+        "Streams that were told to migrate because this instance carried more than its share.", count->evened);
     metric(out, "streams_refused_total", "counter", "Streams that were refused.", count->refused);
     metric(out, "stream_deliveries_total", "counter", "Entries queued for streams.", count->deliveries);
     metric(out, "stream_chunks_total", "counter", "Chunks of entries made for live streams.", count->chunks);

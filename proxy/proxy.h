@@ -58,8 +58,11 @@ bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_
 /* history/PullByActiveConnection: `request` is the checked body. Answers by itself. */
 void proxy_pull_by_active_connection(struct proxy *proxy, struct http_request *request, struct http_reply *reply);
 
-/* Drain: nothing new; streams get `migrate` when another instance lives, else are closed 4000; done when none is left
- * or after within_ms. */
+/* Drain, first step: no new streams from now on; open ones go on. */
+void proxy_take_no_more(struct proxy *proxy);
+/* Second step: streams get `migrate`, spread over the first part of within_ms, each with the time that is left for it;
+ * polls are answered with what they have. Who is still there after within_ms is closed 4000, and all at once when no
+ * other instance lives. done once, later, when none is left. */
 void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg), void *arg);
 void proxy_stop(struct proxy *proxy);
 

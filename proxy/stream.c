@@ -112,6 +112,7 @@ void stream_free(struct stream *stream)
     list_remove(&stream->dirty_link);
     list_remove(&stream->all_link);
     proxy->stream_count--;
+    proxy->told_count -= stream->told;
     proxy->by_transport[stream->transport]--;
     free(stream);
     proxy_stream_gone(proxy);

@@ -82,6 +82,8 @@ CONFIG_KEY(tail_max_entries, INT, "256", 16, 65536, "entries kept in memory per 
 CONFIG_KEY(tail_max_bytes, BYTES, "256k", 4096, 67108864, "the same in bytes")
 CONFIG_KEY(signal_above_streams, INT, "20000", 1, 10000000, "rooms with more streams on this instance get signals instead of entries")
 CONFIG_KEY(durable_mark_ms, MS, "1000", 10, 60000, "durable marks of one room are at least so far apart")
-CONFIG_KEY(drain_ms, MS, "10000", 0, 600000, "window in which a stopping instance sends its streams away")
+CONFIG_KEY(drain_ms, MS, "10000", 0, 600000, "window in which a stopping instance sends its streams away: told to migrate one after another, the rest closed at its end")
+CONFIG_KEY(rebalance_streams_per_s, INT, "100", 0, 100000, "an instance with over 1.25 times its share of streams sends so many a second to those that have less, after instances were added; 0 = never")
+CONFIG_KEY(rebalance_busy_max, INT, "70", 1, 100, "percent of a core: an instance that is busier sends none")
 CONFIG_KEY(allowed_origins, TEXT, "", 0, 0, "origins of web pages that may open streams straight at this instance, comma-separated; requests without Origin always may")
 /* clang-format on */

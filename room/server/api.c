@@ -107,6 +107,10 @@ void api_serve(void *context, struct http_request *request, struct http_reply *r
     struct service *service = context;
     const struct route *route = route_find(request->path);
 
+    if (!service->proxy) { /* the modules are being stopped, and this came over a connection that is still open */
+        http_reply_error(reply, ERR_UNAVAILABLE, NULL, "this instance is stopping; use another one");
+        return;
+    }
     if (!route) {
         if (proxy_serve(service->proxy, request, reply))
             return;

@@ -15,8 +15,8 @@ enum {
     SHARDS_MS = 10000
 };
 
-enum drain_state { DRAIN_RUNNING, DRAIN_STREAMS, DRAIN_CALLS, DRAIN_SHARDS, DRAIN_DONE };
-static const char *const state_names[] = {"running", "streams", "calls", "shards", "done"};
+enum drain_state { DRAIN_RUNNING, DRAIN_SHARDS, DRAIN_STREAMS, DRAIN_CALLS, DRAIN_REST, DRAIN_DONE };
+static const char *const state_names[] = {"running", "shards", "streams", "calls", "rest", "done"};
 
 struct drain {
     struct service *service;
@@ -30,9 +30,10 @@ struct drain {
 
 /* The steps, in the order they run. */
 static void on_signal(uv_signal_t *handle, int number);
+static void on_shards_gone(void *arg);
 static void on_streams_gone(void *arg);
 static void on_look(uv_timer_t *timer);
-static void on_shards_gone(void *arg);
+static void on_drained(void *arg);
 
 struct drain *drain_listen(struct service *service, void (*done)(struct service *service))
 {
@@ -72,6 +73,18 @@ static void enter(struct drain *drain, enum drain_state next)
     log_info("drain", "step=%s", state_names[next]);
 }
 
+/* Somebody who can take our shards, as far as is known. */
+static bool others_live(const struct cluster *cluster)
+{
+    const struct cluster_instance *instances;
+    size_t count = cluster_instances(cluster, &instances);
+
+    for (size_t i = 0; i < count; i++)
+        if (instances[i].alive && !instances[i].self && !instances[i].draining)
+            return true;
+    return false;
+}
+
 static void on_signal(uv_signal_t *handle, int number)
 {
     struct drain *drain = handle->data;
@@ -81,11 +94,24 @@ static void on_signal(uv_signal_t *handle, int number)
         log_warn("drain.cut", "signal=%d step=%s", number, state_names[drain->state]);
         _exit(1);
     }
-    log_info("drain.begin", "signal=%d streams=%" PRIu32, number, proxy_streams(service->proxy));
-    enter(drain, DRAIN_STREAMS);
+    log_info("drain.begin", "signal=%d streams=%" PRIu32 " shards=%zu", number, proxy_streams(service->proxy),
+        history_shards_ours(service->history));
     service->draining = true;
     cluster_set_draining(service->cluster, true);
-    proxy_drain(service->proxy, service->config->drain_ms, on_streams_gone, drain);
+    proxy_take_no_more(service->proxy);
+    enter(drain, DRAIN_SHARDS);
+    if (others_live(service->cluster))
+        history_hand_over(service->history, SHARDS_MS, on_shards_gone, drain);
+    else
+        on_shards_gone(drain);
+}
+
+static void on_shards_gone(void *arg)
+{
+    struct drain *drain = arg;
+
+    enter(drain, DRAIN_STREAMS);
+    proxy_drain(drain->service->proxy, drain->service->config->drain_ms, on_streams_gone, drain);
 }
 
 static void on_streams_gone(void *arg)
@@ -100,7 +126,7 @@ static void on_streams_gone(void *arg)
     uv_timer_start(&drain->timer, on_look, 0, LOOK_MS);
 }
 
-/* Open calls are answered while our shards still can: a room change waits for its owner, which may be us. */
+/* Where nobody else lives, open calls are answered while our shards still can: a room change waits for its owner. */
 static void on_look(uv_timer_t *timer)
 {
     struct drain *drain = timer->data;
@@ -109,11 +135,11 @@ static void on_look(uv_timer_t *timer)
     if (api_open_calls(service->api) && uv_now(service->loop) < drain->calls_until_ms)
         return;
     uv_timer_stop(timer);
-    enter(drain, DRAIN_SHARDS);
-    history_drain(service->history, SHARDS_MS, on_shards_gone, drain);
+    enter(drain, DRAIN_REST);
+    history_drain(service->history, SHARDS_MS, on_drained, drain);
 }
 
-static void on_shards_gone(void *arg)
+static void on_drained(void *arg)
 {
     struct drain *drain = arg;
 

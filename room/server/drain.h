@@ -1,7 +1,12 @@
 /*
  * Stopping in order. The first SIGTERM or SIGINT begins, the second one ends the process at once.
  *
- *   RUNNING ─signal─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a while─▶ SHARDS ─handed over─▶ DONE
+ *   RUNNING ─signal─▶ SHARDS ─handed over, or a while─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a
+ * while─▶ REST ─cursors written─▶ DONE
+ *
+ * Shards go first: their rooms flow on at their new owners while streams are still open here, and what is called
+ * meanwhile is answered by way of those. When nobody else lives there is nobody to hand them to: then they go last, as
+ * part of the rest, so that open calls still find an owner.
  *
  * What comes then is main's list upwards.
  *

@@ -25,7 +25,7 @@ Publisher    publish(room_id, sender, kind, content, client_msg_id=None, **field
              the same message until that is so. .confirmed: what was, in order
 Load         with cluster.load(rooms, publishers=2, rate=200) as load: …   publishers in threads, each numbering its messages; load.confirmed
 Streams      WsStream, SseStream, NdjsonStream, LongPoll: .events (all of them), .cursors {room_id: "epoch:seq"}, .closed (code, reason) or None
-             read_until(predicate) -> the next event it is true for; read_message(room_id, **fields), read_type(type), read_count(room_id, n);
+             read_until(predicate) -> the next event it is true for; read_message(room_id, **fields), read_type(type), read_count(room_id, n); read_next()
              seqs(room_id), messages(room_id); wait_closed(); close(), abort() (no good-bye), pause()/go_on() reading, reconnect(endpoint=None)
              An event of a room whose seq does not rise (since the last reset) fails the test. contiguous(room_id) also says: without a hole.
              WsStream: send(type, payload) -> req_id, request(type, payload) -> its ack or error. Refusals over HTTP raise Refused(status, code).
@@ -922,6 +922,16 @@ class Stream:
                 if self.closed is not None or not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() > end:
                     state = f"closed {self.closed}" if self.closed is not None else f"not within {deadline} s"
                     raise AssertionError(f"{what or 'event'}: {state}; the last events: {self.events[-5:]}")
+
+    def read_next(self, deadline=DEADLINE):
+        """The next event, or None at the deadline or when there will be none."""
+        end = time.monotonic() + deadline
+        with self._changed:
+            while self._next == len(self.events):
+                if self.closed is not None or not self._changed.wait(max(0.0, end - time.monotonic())):
+                    return None
+            self._next += 1
+            return self.events[self._next - 1]
 
     def read_type(self, kind, deadline=DEADLINE, **fields):
         return self.read_until(lambda event: event["type"] == kind and has(event, fields), deadline, f"{kind} {fields}")
