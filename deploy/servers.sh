@@ -22,7 +22,8 @@
 #   rabbit_definitions USER PASSWORD TAG CONFIGURE WRITE READ …   prints a definitions file (six words for each user)
 #   rabbit_server_start DIR PORT LOG      with DIR/definitions.json when there is one (else guest/guest), DIR/extra.conf appended to its configuration
 #   rabbit_server_stop DIR · rabbit_server_kill DIR · rabbit_server_pid DIR · rabbit_server_ctl DIR ARGS…
-#   rabbit_epmd_stop DIR                  the name server survives a stop and a kill of its node; this ends it
+#   rabbit_server_joins DIR FIRST NAME    before its first start: the node in DIR, called NAME@localhost, is one more of the cluster that the node in FIRST began
+#   rabbit_epmd_stop DIR                  the name server survives a stop and a kill of its node; this ends it (with FIRST's, that of its cluster)
 
 complain() {
     printf '%s: %s\n' "${PROGRAM:-servers}" "$*" >&2
@@ -331,6 +332,16 @@ rabbit_epmd_pid() {
     pid=$(cat "$1/epmd.pid" 2>/dev/null) && process_alive "$pid" "$1" && echo "$pid"
 }
 
+# The nodes of a cluster share a name server and a cookie: those of the node it began with.
+rabbit_first() {
+    cat "$1/first" 2>/dev/null || echo "$1"
+}
+
+rabbit_server_joins() {
+    local dir=$1 first=$2
+    mkdir -p "$dir/home" && cp -p "$first/home/.erlang.cookie" "$dir/home/" && echo "$first" >"$dir/first" && echo "$3@localhost" >"$dir/name"
+}
+
 # The broker's own scripts in /usr/lib, not Debian's wrappers: those change the user and write to /var/log.
 RABBIT_BIN=/usr/lib/rabbitmq/bin
 
@@ -339,7 +350,7 @@ rabbit_env() {
     local dir=$1 rabbit_dist_port rabbit_epmd_port
     # shellcheck source=/dev/null
     . "$dir/ports"
-    RABBIT_ENV=(PATH="$PATH" LANG=C.UTF-8 LC_ALL=C.UTF-8 HOME="$dir/home" SERVERS_HOME="$dir" RABBITMQ_NODENAME=roomd@localhost
+    RABBIT_ENV=(PATH="$PATH" LANG=C.UTF-8 LC_ALL=C.UTF-8 HOME="$dir/home" SERVERS_HOME="$dir" RABBITMQ_NODENAME="$(cat "$dir/name" 2>/dev/null || echo roomd@localhost)"
         RABBITMQ_MNESIA_BASE="$dir/mnesia" RABBITMQ_LOG_BASE="$dir/log" RABBITMQ_LOGS=- RABBITMQ_DIST_PORT="$rabbit_dist_port"
         ERL_EPMD_PORT="$rabbit_epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONFIG_FILE="$dir/rabbitmq"
         RABBITMQ_CONF_ENV_FILE="$dir/env.conf" RABBITMQ_ENABLED_PLUGINS_FILE="$dir/enabled_plugins" RABBITMQ_PID_FILE="$dir/broker.pid"
@@ -359,23 +370,29 @@ rabbit_configure() {
         echo 'vm_memory_high_watermark.relative = 0.4'
         echo 'consumer_timeout = 3600000'
         [ ! -e "$dir/definitions.json" ] || echo "load_definitions = $dir/definitions.json"
+        # Nodes start one after the other, the first one first: none has to wait for a random time, so that they do not all find nobody.
+        [ ! -e "$dir/first" ] || printf 'cluster_formation.%s\n' "classic_config.nodes.1 = roomd@localhost" \
+            "randomized_startup_delay_range.min = 0" "randomized_startup_delay_range.max = 1"
         [ ! -e "$dir/extra.conf" ] || cat "$dir/extra.conf"
     } >"$dir/rabbitmq.conf"
 }
 
 # The distribution port and the name server's are nobody's business but the node's and rabbitmqctl's.
 rabbit_choose_ports() {
-    local dir=$1 rabbit_dist_port='' rabbit_epmd_port=''
+    local dir=$1 first rabbit_dist_port='' rabbit_epmd_port=''
+    first=$(rabbit_first "$dir")
     # shellcheck source=/dev/null
-    [ ! -e "$dir/ports" ] || . "$dir/ports"
+    [ ! -e "$first/ports" ] || . "$first/ports"
+    [ -n "$(rabbit_epmd_pid "$first")" ] || { [ -n "$rabbit_epmd_port" ] && port_is_free "$rabbit_epmd_port"; } || rabbit_epmd_port=$(free_port)
+    rabbit_dist_port=$(sed -n 's/^rabbit_dist_port=//p' "$dir/ports" 2>/dev/null)
     [ -n "$rabbit_dist_port" ] && port_is_free "$rabbit_dist_port" || rabbit_dist_port=$(free_port)
-    [ -n "$(rabbit_epmd_pid "$dir")" ] || { [ -n "$rabbit_epmd_port" ] && port_is_free "$rabbit_epmd_port"; } || rabbit_epmd_port=$(free_port)
     printf 'rabbit_dist_port=%s\nrabbit_epmd_port=%s\n' "$rabbit_dist_port" "$rabbit_epmd_port" >"$dir/ports"
 }
 
 # Ours from the start: the one that the node would start by itself is a daemon whose pid nobody knows.
 rabbit_epmd_start() {
-    local dir=$1 rabbit_dist_port rabbit_epmd_port
+    local dir rabbit_dist_port rabbit_epmd_port
+    dir=$(rabbit_first "$1")
     [ -z "$(rabbit_epmd_pid "$dir")" ] || return 0
     # shellcheck source=/dev/null
     . "$dir/ports"

@@ -403,7 +403,9 @@ class Instance:
 
     def write_config(self, **changes):
         self.settings = {**self.settings, **changes, "listen_port": self.port}
-        self.config.write_text("".join(f"{key} = {value}\n" for key, value in self.settings.items()))
+        # A line may have 199 bytes; a list that is longer goes on in the next one.
+        values = {key: str(value) if len(str(value)) < 150 else str(value).replace(",", ",\n  ") for key, value in self.settings.items()}
+        self.config.write_text("".join(f"{key} = {value}\n" for key, value in values.items()))
 
     @property
     def pid(self):
@@ -761,14 +763,14 @@ Published = collections.namedtuple("Published", "room_id sender client_msg_id me
 
 
 class Publisher:
-    """A gateway that publishes: persistent, mandatory, confirmed, one after the other. Used by one thread."""
+    """A gateway that publishes: persistent, mandatory, confirmed, one after the other. Used by one thread. url: or several, tried in order."""
 
     def __init__(self, url):
         self.url, self.confirmed, self._channel = url, [], None
 
     def _open(self):
         if self._channel is None or self._channel.is_closed:
-            parameters = pika.URLParameters(self.url + "?heartbeat=600&socket_timeout=5&blocked_connection_timeout=60")
+            parameters = [pika.URLParameters(url + "?heartbeat=600&socket_timeout=5&blocked_connection_timeout=60") for url in self.url.split(",")]
             self._channel = pika.BlockingConnection(parameters).channel()
             self._channel.confirm_delivery()
         return self._channel
