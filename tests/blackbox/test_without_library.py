@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -275,19 +276,66 @@ def test_a_full_queue_takes_the_message_later_and_in_order(cut_cluster, program)
     wait_for(lambda: [entry["content"] for entry in cluster.api.pull_all(room) if entry["sender"] == "alice"] == [f"{number}" for number in range(5)], 30)
 
 
-@pytest.mark.parametrize("command", [[sys.executable, "example.py"], ["node", "example.mjs"]], ids=["python", "node"])
-def test_the_example_shows_all_of_it(cut_cluster, request, tmp_path, command):
-    cluster, _, _ = cut_cluster
+# --- the examples, in four languages ---
+
+JARS = [pathlib.Path("/usr/share/java") / f"{name}.jar" for name in ("amqp-client", "slf4j-api", "jackson-core", "jackson-databind", "jackson-annotations")]
+GO_PATH = pathlib.Path("/usr/share/gocode")
+
+
+def python_example(folder, request):
+    return [sys.executable, "example.py"], {"PYTHONUNBUFFERED": "1"}
+
+
+def node_example(folder, request):
+    (folder / "node_modules").symlink_to(request.getfixturevalue("node_modules"))
+    return ["node", "example.mjs"], {}
+
+
+def build(folder, *command, **environment):
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=100)
+    assert done.returncode == 0 and not done.stdout, done.stdout
+
+
+def java_example(folder, request):
+    if not shutil.which("javac") or not all(jar.exists() for jar in JARS):
+        pytest.skip("no javac, or not the clients for it")
+    path = ":".join(map(str, JARS))
+    build(folder, "javac", "-Xlint:all", "-cp", path, "-d", str(folder), "Roomd.java")
+    return ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{path}:{folder}", "Roomd"], {}
+
+
+def go_example(folder, request):
+    if not shutil.which("go") or not (GO_PATH / "src/github.com/rabbitmq/amqp091-go").exists() or not (GO_PATH / "src/github.com/gorilla/websocket").exists():
+        pytest.skip("no go, or not the clients for it")
+    environment = {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOCACHE": str(folder / "cache"), "GOFLAGS": "-p=2"}
+    build(folder, "gofmt", "-l", "roomd.go")
+    build(folder, "go", "vet", "roomd.go", **environment)
+    build(folder, "go", "build", "-o", "example", "roomd.go", **environment)
+    return [str(folder / "example")], {}
+
+
+@pytest.mark.parametrize("language", [python_example, node_example, java_example, go_example])
+def test_the_example_shows_all_of_it_and_its_reader_outlives_a_break(cut_cluster, request, tmp_path, language):
+    cluster, to_instance, to_broker = cut_cluster
     pages.write_programs("without-library.md", tmp_path)
-    if command[0] == "node":
-        (tmp_path / "node_modules").symlink_to(request.getfixturevalue("node_modules"))
+    command, environment = language(tmp_path, request)
+    room = cluster.api.create_room("alice", key="hello")["room_id"]  # the example's own
     output = tmp_path / "output"
     with open(output, "wb") as out:
-        example = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1",
-            "ROOMD_URLS": cluster.instances[0].url, "ROOMD_SERVICE_KEY": cluster.service_key, "AMQP_URL": cluster.gateway_url})
+        example = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **environment, "ROOMD_SERVICE_KEY": cluster.service_key,
+            "ROOMD_URLS": f"http://127.0.0.1:{roomd.free_port()},{cluster.instances[0].url}", "AMQP_URL": cluster.broker.url("gateway", cluster.name, to_broker.port)})
     try:
-        for text in ("will be read as ", "403 not_member", "Hello, Bob", "durable_seq"):  # the last one stands in the stream's hello
-            wait_for(lambda: text in output.read_text(), 20, what=output.read_text)
+        for text in ("will be read as ", "403 not_member", "Hello, Bob", "rooms_total"):  # the last one stands in the stream's hello
+            wait_for(lambda: text in output.read_text(), 30, what=output.read_text)
+        said = re.search(r"will be read as (\w+)", output.read_text())[1]
+        assert said in [entry.get("message_id") for entry in cluster.api.pull_all(room)]
+        for number in range(3):
+            to_instance.cut()
+            to_instance.mend()
+            content = roomd.new_id()
+            cluster.api.push(room, "alice", content)
+            wait_for(lambda: output.read_text().count(content) == 1, 20, what=output.read_text)
     finally:
         example.kill()
         example.wait(10)
