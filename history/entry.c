@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "room/base/json.h"
+
 static const char *const type_names[ENTRY_TYPES] = {
     [ENTRY_VOID] = "void",
     [ENTRY_MESSAGE] = "message",
@@ -185,6 +187,38 @@ uint64_t entry_target(const struct entry *entry)
     for (at += sizeof name - 1; *at >= '0' && *at <= '9'; at++)
         seq = seq * 10 + (uint64_t)(*at - '0');
     return seq;
+}
+
+void entry_accounts(const struct entry *entry, void (*each)(void *arg, struct str account), void *arg)
+{
+    struct json object, item;
+    struct json_walk walk;
+    struct buf scratch = {0};
+    struct str account;
+    const char *why;
+
+    if (!json_check(entry_json(entry), &object, &why) || object.type != JSON_OBJECT)
+        return;
+    item = json_get(object, "account_ids");
+    if (item.type != JSON_ARRAY)
+        return;
+    for (walk = json_walk(item); json_next_item(&walk, &item);) {
+        buf_reset(&scratch);
+        if (item.type == JSON_STRING && json_string(item, &scratch, &account))
+            each(arg, account);
+    }
+    buf_clear(&scratch);
+}
+
+bool entry_message_id(const struct entry *entry, struct id128 *id)
+{
+    static const char name[] = "\"message_id\":\"";
+    const char *at = NULL;
+
+    if (entry->type == ENTRY_MESSAGE) /* the first one is ours: before it stand numbers and the room only */
+        at = memmem(entry->json, entry->n, name, sizeof name - 1);
+    return at && (size_t)(entry->json + entry->n - at) >= sizeof name - 1 + ULID_TEXT &&
+           ulid_read(id, (struct str){at + sizeof name - 1, ULID_TEXT});
 }
 
 bool entry_hides_since(const struct entry *entry, uint64_t first_seq)

@@ -64,6 +64,10 @@ bool entry_hides_since(const struct entry *entry, uint64_t first_seq); /* would 
 /* What an edit, recall or delete changes: its target_seq; 0: the entry is none of these. */
 uint64_t entry_target(const struct entry *entry);
 
+/* The accounts of a member.joined or member.left (account_ids), one by one; slices are good for the call. */
+void entry_accounts(const struct entry *entry, void (*each)(void *arg, struct str account), void *arg);
+bool entry_message_id(const struct entry *entry, struct id128 *id); /* false: no message */
+
 static inline struct str entry_json(const struct entry *entry)
 {
     return (struct str){entry->json, entry->n};

@@ -38,6 +38,7 @@ enum err history_start(struct history **out, uv_loop_t *loop, const struct confi
     history->writer = writer_open(history);
     history->outbox = outbox_open(history);
     history->calls = calls_open(history);
+    history->origins = origins_open(history);
     history->topology = topology_open(history);
     history->feed = feed_open(history);
     history->reader = reader_open(history);
@@ -62,6 +63,7 @@ void history_connect(
     history->publish = publish;
     history->consume = consume;
     writer_connected(history->writer);
+    feed_connected(history->feed);
     /* What starts last is called first: our turn comes before the links write out what it gave them. */
     uv_check_stop(&history->check);
     uv_prepare_stop(&history->prepare);
@@ -255,19 +257,26 @@ static void on_look_timer(uv_timer_t *timer)
 
 static void on_shown(void *arg, struct str room_id, struct entry *entry, bool durable)
 {
-    struct history *history = ((struct shard *)arg)->history;
+    struct shard *shard = arg;
+    struct history *history = shard->history;
 
     if (history->events.shown)
         history->events.shown(history->events.arg, room_id, entry, durable);
-    calls_shown(history->calls, room_id, entry);
+    feed_shown(shard->feed, room_id, entry, durable);
+    if (entry->type == ENTRY_JOINED)
+        feed_joined(history->feed, room_id, entry);
+    calls_shown(history->calls, entry);
+    origins_shown(history->origins, entry);
 }
 
 static void on_durable(void *arg, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch)
 {
-    struct history *history = ((struct shard *)arg)->history;
+    struct shard *shard = arg;
+    struct history *history = shard->history;
 
     if (history->events.durable)
         history->events.durable(history->events.arg, room_id, seq);
+    feed_durable(shard->feed, room_id, room_no, seq, epoch);
     reader_durable(history->reader, room_id, room_no, seq, epoch);
 }
 
@@ -304,7 +313,18 @@ static void on_rejected(void *arg, const struct envelope *envelope, enum err err
 static void on_settled(
     void *arg, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta)
 {
-    calls_settled(((struct shard *)arg)->history->calls, message_id, result, seq, duplicate, meta);
+    struct history *history = ((struct shard *)arg)->history;
+    const struct feed_settled settled = {
+        .what = FEED_SETTLED_DONE,
+        .message_id = message_id,
+        .duplicate = duplicate,
+        .seq = seq,
+        .code = str_of(err_code(result)),
+        .result = meta,
+    };
+
+    calls_settled(history->calls, message_id, result, seq, duplicate, meta);
+    origins_settled(history->origins, &settled);
 }
 
 static void on_sent(void *arg, struct str room_id, int64_t room_no, struct str sender, uint64_t seq)
@@ -419,6 +439,7 @@ void history_stop(struct history *history)
     list_for_each (probe, &history->probing, link)
         free(probe);
     calls_close(history->calls);
+    origins_close(history->origins);
     reader_close(history->reader);
     make_up_close(history->make_up);
     marks_close(history->marks);
@@ -465,6 +486,7 @@ uint64_t history_epoch(const struct history *history, struct str room_id, bool *
     const struct shard *shard = history_find_shard_of(history, room_id);
     const struct cluster_shard *lease;
     struct str word;
+    uint64_t heard;
 
     *ours = shard && shard_is_sequencing(shard);
     if (shard)
@@ -472,7 +494,8 @@ uint64_t history_epoch(const struct history *history, struct str room_id, bool *
     if (!history->cluster || !room_id_read(room_id, &word))
         return 0;
     lease = cluster_find_shard(history->cluster, word);
-    return lease ? lease->epoch : 0;
+    heard = feed_epoch(history->feed, word); /* sooner than the registry is read again */
+    return lease && lease->epoch > heard ? lease->epoch : heard;
 }
 
 /* --------------------------------------------------------------------------------------------------------------
@@ -551,6 +574,7 @@ void history_metrics(const struct history *history, struct buf *out)
     writer_metrics(history->writer, out);
     outbox_metrics(history->outbox, out);
     calls_metrics(history->calls, out);
+    origins_metrics(history->origins, out);
     feed_metrics(history->feed, out);
     reader_metrics(history->reader, out);
     marks_metrics(history->marks, out);

@@ -30,6 +30,8 @@ struct history_events {
      * shown, else it is early. Ascending seq per room, but for one case: a void (durable) may come for a seq shown
      * early as a message, which is then to be forgotten. Hold it to keep it. */
     void (*shown)(void *arg, struct str room_id, struct entry *entry, bool durable);
+    /* Does anybody here want the entries of this room? Asked before one is made of what the feed brings. NULL: yes. */
+    bool (*listens)(void *arg, struct str room_id);
     /* All up to seq is committed. */
     void (*durable)(void *arg, struct str room_id, uint64_t seq);
     /* What has no place in the log (typing, read, transient messages, message.rejected, …), told by this instance or

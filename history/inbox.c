@@ -32,7 +32,7 @@ static void on_delivered(void *owner, const struct amqp_delivery *delivery)
     if (shard->state != SHARD_RUNNING)
         return;
     if (!cluster_sure(history->cluster)) { /* read before any timer could run: the shard may be another's by now */
-        shard_give_back(shard);
+        shard_give_back(shard, "this process stood still");
         return;
     }
     err = envelope_read(&envelope, delivery->body, &source, &why);
@@ -40,6 +40,8 @@ static void on_delivered(void *owner, const struct amqp_delivery *delivery)
         err = ERR_TOO_LARGE;
         why = "the message is larger than 1 MiB; only its beginning is kept";
     }
+    if (envelope && delivery->reply_to.n)
+        origins_note(history->origins, envelope->message_id, delivery->reply_to);
     if (err)
         sequencer_refuse(shard->sequencer, delivery->tag, envelope, err, why, history_now_ms(history));
     else

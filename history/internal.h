@@ -8,8 +8,9 @@
  *   writer.c   rows of all shards into few commits
  *   outbox.c   dead letters to the broker
  *   topology.c exchanges, queues, bindings
- *   feed.c     what is not kept, between instances
+ *   feed.h     feed*.c, beat.c, entered.c, survey.c: what instances tell each other
  *   op.c       callers: publish, confirm, wait for the owner's answer
+ *   origin.c   callers on other instances: whom to tell the owner's answer
  *   mark.c     read cursors
  *   make_up.c  the senders' cursors that a killed owner had not written
  *   reader.c, access.c, page.c, unread.c, hide.c   pages of committed entries, facts for callers   (struct reader)
@@ -30,6 +31,7 @@ struct facts;
 struct writer;
 struct outbox;
 struct calls;
+struct origins;
 struct topology;
 struct marks;
 struct make_up;
@@ -60,6 +62,7 @@ struct history {
     struct writer *writer;
     struct outbox *outbox;
     struct calls *calls;
+    struct origins *origins;
     struct topology *topology;
     struct marks *marks;
     struct make_up *make_up;
@@ -111,6 +114,7 @@ struct shard {
     char queue[SHARD_MAX_BYTES + 16];
     uint64_t epoch;
     enum shard_state state;
+    struct feed_shard *feed;        /* what other instances are told of it */
     struct sequencer *sequencer;    /* NULL once GONE */
     struct amqp_consumer *consumer; /* NULL: no channel */
 
@@ -151,8 +155,8 @@ void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when
 void shard_drain_force(struct shard *shard); /* the time is over: close and release with what is not committed */
 void shard_channel_started(struct shard *shard);
 void shard_channel_lost(struct shard *shard, enum err err, struct str text);
-void shard_give_back(struct shard
-        *shard); /* this process stood still: the channel is closed, its deliveries come again when the lease is sure */
+/* It may be another's by now: the channel is closed, its deliveries come again when the lease is sure. */
+void shard_give_back(struct shard *shard, const char *why);
 void shard_free_all(struct history *history); /* the links are closed, or about to be */
 
 /* ------------------------------------------------------------------------------------------------------------- inbox
@@ -196,12 +200,27 @@ void outbox_metrics(const struct outbox *outbox, struct buf *out);
 
 struct calls *calls_open(struct history *history);
 void calls_close(struct calls *calls);
-/* The owner's answer for an id, from a shard of ours (or, later, from the feed). */
+/* The owner's answer for an id, from a shard of ours. */
 void calls_settled(
     struct calls *calls, struct id128 message_id, enum err result, uint64_t seq, bool duplicate, struct str meta);
 /* An entry was shown: callers that wait for their seq only. */
-void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry);
+void calls_shown(struct calls *calls, const struct entry *entry);
+/* The same two from the owner on another instance. */
+void calls_told(struct calls *calls, const struct feed_settled *settled);
 void calls_metrics(const struct calls *calls, struct buf *out);
+
+/* ----------------------------------------------------------------------------------------------------------- origins
+ */
+
+#define REPLY_TO_MAX 40
+struct origins *origins_open(struct history *history);
+void origins_close(struct origins *origins);
+/* What a caller here publishes with, so that the owner tells us; its length. */
+size_t origins_write(char out[REPLY_TO_MAX + 1], const char *instance, bool sequenced);
+void origins_note(struct origins *origins, struct id128 message_id, struct str reply_to);
+void origins_settled(struct origins *origins, const struct feed_settled *settled);
+void origins_shown(struct origins *origins, const struct entry *entry);
+void origins_metrics(const struct origins *origins, struct buf *out);
 
 /* ------------------------------------------------------------------------------------------------------------- marks
  */
@@ -243,9 +262,11 @@ struct reader *reader_open(struct history *history); /* before history_connect: 
 void reader_close(struct reader *reader);            /* requests still open are forgotten: their done is not called */
 void reader_turn(
     struct reader *reader); /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
-/* All entries of the room up to seq are committed (a shard of ours). The entry at seq has this epoch. */
+/* All entries of the room up to seq are committed, as we or the feed say. The entry at seq has this epoch. */
 void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
-/* A shard became ours or was lost. */
+/* News of the shard may have been missed: the heads of rooms that somebody waits for have to be looked at. */
+void reader_missed(struct reader *reader, struct str shard);
+/* A shard became ours, was lost, or has another owner elsewhere. */
 void reader_epoch(struct reader *reader, struct str shard, uint64_t epoch, bool ours);
 void reader_metrics(const struct reader *reader, struct buf *out);
 

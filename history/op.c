@@ -1,17 +1,15 @@
 /*
  * Callers: what an API call wants said or changed is published into the room's queue; the owner of the shard answers.
- * Is it us, the answer comes from the sequencer; is it another instance, or did it not come in time, the log is asked,
- * for all waiting callers at once.
+ * Is it us, the answer comes from the sequencer; is it another instance, from there over the feed. Did it not come in
+ * time, the log is asked, for all waiting callers at once.
  *
- *   push:  ASKING (member? room open? may it speak?) ─▶ KNOWN? (only when somebody waits and another owns it) ─▶
- *          PUBLISHED ─confirm / answer─▶ done
+ *   push:  ASKING (member? room open? may it speak?) ─▶ PUBLISHED ─confirm / answer─▶ done
  *   op:    ASKING (a member? only when it is somebody's act) ─▶ KNOWN? (only when not, and with a request_id: it may
  *          have been one when it was done) ─▶ PUBLISHED ─answer─▶ done
  *
  * Pushes and ops of one room are published in the order of the calls, although some have to wait for the database: who
  * sends a message and then edits it need not wait for the answer in between.
  */
-#define _GNU_SOURCE /* memmem */
 #include "internal.h"
 
 #include <assert.h>
@@ -75,7 +73,7 @@ struct calls {
     struct pg_params params;
     bool looking;
     uv_timer_t *timer; /* runs while somebody waits */
-    uint64_t pushes_total, ops_total, looks_total, timeouts_total;
+    uint64_t pushes_total, ops_total, told_total, looks_total, timeouts_total;
 };
 
 static void on_access(struct history_access *access, enum err err);
@@ -141,13 +139,6 @@ static bool room_possible(const struct calls *calls, struct str room_id)
 
     return room_id_read(room_id, &shard) && calls->history->cluster &&
            cluster_find_shard(calls->history->cluster, shard);
-}
-
-static bool owned_here(const struct calls *calls, struct str room_id)
-{
-    const struct shard *shard = history_find_shard_of(calls->history, room_id);
-
-    return shard && shard->state == SHARD_RUNNING;
 }
 
 /* ----------------------------------------------------------------------------------------- the line of one room */
@@ -289,7 +280,7 @@ static void on_access(struct history_access *access, enum err err)
         return;
     }
     call->state = CALL_READY;
-    if (call->stranger || (call->push && call->waits && !owned_here(calls, call->room_id))) {
+    if (call->stranger) {
         call->state = CALL_KNOWN;
         calls_look(calls);
     }
@@ -468,7 +459,8 @@ static void call_publish(struct call *call)
     struct calls *calls = call->calls;
     struct history *history = calls->history;
     struct str shard;
-    char id[ULID_TEXT];
+    char id[ULID_TEXT], reply_to[REPLY_TO_MAX + 1];
+    size_t reply_to_n = 0;
     enum err err = ERR_OK;
 
     call->state = CALL_PUBLISHED;
@@ -490,11 +482,15 @@ static void call_publish(struct call *call)
         return;
     }
     room_id_read(call->room_id, &shard);
+    if (call->waits)
+        reply_to_n =
+            origins_write(reply_to, cluster_self(history->cluster), call->push && call->push->wait == WAIT_SEQUENCED);
     amqp_publish(history->publish, &call->publish,
         &(struct amqp_message){
             .exchange = call->op ? STR("roomd.op") : STR("roomd.room"),
             .routing_key = shard,
             .content_type = STR("application/json"),
+            .reply_to = {reply_to, reply_to_n},
             .message_id = {id, sizeof id},
             .body = buf_str(&call->body),
             .transient = false,
@@ -552,23 +548,44 @@ void calls_settled(
         look_soon(calls, call);
 }
 
-void calls_shown(struct calls *calls, struct str room_id, const struct entry *entry)
+static enum err err_of_code(struct str code)
 {
-    static const char name[] = "\"message_id\":\"";
-    const char *at;
-    struct id128 id;
-    struct call *call;
+    for (int i = 0; i < ERR_COUNT; i++)
+        if (str_is(code, err_code((enum err)i)))
+            return (enum err)i;
+    return ERR_UNAVAILABLE;
+}
 
-    (void)room_id;
-    if (!calls->sequenced || entry->type != ENTRY_MESSAGE)
-        return;
-    at = memmem(entry->json, entry->n, name,
-        sizeof name - 1); /* the first one is ours: before it stand numbers and the room only */
-    if (!at || !ulid_read(&id, (struct str){at + sizeof name - 1, ULID_TEXT}))
-        return;
-    call = oldest_waiting(calls, id);
+static void has_seq(struct calls *calls, struct id128 message_id, uint64_t seq)
+{
+    struct call *call = oldest_waiting(calls, message_id);
+
     if (call && call->push && call->push->wait == WAIT_SEQUENCED)
-        call_answer(call, ERR_OK, entry->seq, false, (struct str){NULL, 0});
+        call_answer(call, ERR_OK, seq, false, (struct str){NULL, 0});
+}
+
+void calls_shown(struct calls *calls, const struct entry *entry)
+{
+    struct id128 id;
+
+    if (calls->sequenced && entry_message_id(entry, &id))
+        has_seq(calls, id, entry->seq);
+}
+
+void calls_told(struct calls *calls, const struct feed_settled *settled)
+{
+    struct call *call = oldest_waiting(calls, settled->message_id);
+
+    if (!call)
+        return; /* not any more; or the log was faster */
+    calls->told_total++;
+    if (settled->what == FEED_SETTLED_LOOK)
+        look_soon(calls, call);
+    else if (settled->what == FEED_SETTLED_SEQUENCED)
+        has_seq(calls, settled->message_id, settled->seq);
+    else
+        calls_settled(calls, settled->message_id, settled->code.n ? err_of_code(settled->code) : ERR_OK, settled->seq,
+            settled->duplicate, settled->result);
 }
 
 /* ---------------------------------------------------------------------------------------------------- asking the log
@@ -651,14 +668,6 @@ static void calls_look(struct calls *calls)
     }
     for (size_t i = 0; i < countof(arrays); i++)
         pg_array_clear(&arrays[i]);
-}
-
-static enum err err_of_code(struct str code)
-{
-    for (int i = 0; i < ERR_COUNT; i++)
-        if (str_is(code, err_code((enum err)i)))
-            return (enum err)i;
-    return ERR_UNAVAILABLE;
 }
 
 /* An op that was refused has its code first: "result":"room_full" */
@@ -828,9 +837,11 @@ void calls_metrics(const struct calls *calls, struct buf *out)
         "roomd_calls_total{call=\"push\"} %" PRIu64 "\nroomd_calls_total{call=\"op\"} %" PRIu64 "\n",
         calls->pushes_total, calls->ops_total);
     buf_printf(out,
+        "# HELP roomd_call_answers_heard_total Answers that came from the owner on another instance.\n# TYPE "
+        "roomd_call_answers_heard_total counter\nroomd_call_answers_heard_total %" PRIu64 "\n"
         "# HELP roomd_call_looks_total Queries for answers that did not come.\n# TYPE roomd_call_looks_total counter\n"
         "roomd_call_looks_total %" PRIu64 "\n"
         "# HELP roomd_call_timeouts_total Calls answered with timeout.\n# TYPE roomd_call_timeouts_total counter\n"
         "roomd_call_timeouts_total %" PRIu64 "\n",
-        calls->looks_total, calls->timeouts_total);
+        calls->told_total, calls->looks_total, calls->timeouts_total);
 }

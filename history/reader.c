@@ -7,9 +7,9 @@
  *                                                └─deadline─▶ answer
  *   the cursor is not the log's ─▶ where is it valid ─▶ page behind that ─▶ answer with reset
  *
- * Waiting costs nothing: rooms of our own shards tell when something is durable. Rooms that another instance owns tell
- * us nothing (their news do not travel between instances yet), so while somebody waits for such rooms all their heads
- * are looked at in one query a second.
+ * Waiting costs nothing: rooms tell when something is durable, those of other owners over the feed, which is followed
+ * as long as somebody waits for one of theirs. When the feed says that something may have been missed, the heads of the
+ * rooms concerned are looked at once, in one query; while an owner is not heard, once a second.
  */
 #include "reader.h"
 
@@ -32,6 +32,7 @@ struct room_wait {
     struct list ops;
     struct str room_id; /* of the first op's pull; moves on when that one leaves */
     int64_t room_no;    /* 0: not known yet */
+    bool look;          /* news may have been missed */
 };
 
 struct pull_op {
@@ -91,7 +92,7 @@ static void wait_leave(struct pull_op *op);
 static struct room_wait *find_wait(const struct reader *reader, struct str room_id);
 static void on_tick(uv_timer_t *timer);
 static void on_wake(uv_timer_t *timer);
-static void look_at_foreign_rooms(struct reader *reader);
+static void look_at_heads(struct reader *reader, bool unheard_too);
 static void look_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 
 /* ---------------------------------------------------------------------------------------------------- the reader */
@@ -589,11 +590,14 @@ static void wait_join(struct pull_op *op)
 {
     struct str room_id = op->pull->room_id;
     struct room_wait *wait = find_wait(op->reader, room_id);
+    struct str shard;
 
     if (!wait) {
         wait = xcalloc(1, sizeof *wait);
         wait->room_id = room_id;
         list_init(&wait->ops);
+        if (room_id_read(room_id, &shard))
+            feed_wait(op->reader->history->feed, shard, true);
         map_insert(&op->reader->waits, map_hash(room_id.p, room_id.n), &wait->by_id);
     }
     op->wait = wait;
@@ -613,6 +617,7 @@ static void off_the_wheel(struct pull_op *op)
 static void wait_leave(struct pull_op *op)
 {
     struct room_wait *wait = op->wait;
+    struct str shard;
 
     off_the_wheel(op);
     if (!wait)
@@ -620,6 +625,8 @@ static void wait_leave(struct pull_op *op)
     op->wait = NULL;
     list_remove(&op->wait_link);
     if (list_empty(&wait->ops)) {
+        if (room_id_read(op->pull->room_id, &shard))
+            feed_wait(op->reader->history->feed, shard, false);
         map_remove(&op->reader->waits, &wait->by_id);
         free(wait);
     } else {
@@ -713,8 +720,24 @@ static void on_tick(uv_timer_t *timer)
     }
     if (reader->waiting && !reader->looking && now >= reader->look_at_ms) {
         reader->look_at_ms = now + LOOK_MS;
-        look_at_foreign_rooms(reader);
+        look_at_heads(reader, true);
     }
+}
+
+/* Also those that do not wait yet: their first look may be older than this. */
+void reader_missed(struct reader *reader, struct str shard)
+{
+    struct map_link *link = map_next(&reader->waits, NULL);
+
+    for (; link; link = map_next(&reader->waits, link)) {
+        struct room_wait *wait = container_of(link, struct room_wait, by_id);
+        struct str its_shard;
+
+        wait->look |= room_id_read(wait->room_id, &its_shard) && str_eq(its_shard, shard);
+        reader->look_again |= wait->look;
+    }
+    if (reader->look_again && !reader->looking)
+        look_at_heads(reader, false);
 }
 
 static const struct pg_statement look_statement = {
@@ -724,7 +747,15 @@ static const struct pg_statement look_statement = {
     .params = 1,
 };
 
-static void look_at_foreign_rooms(struct reader *reader)
+/* Is anything said of it that does not come here? */
+static bool goes_unheard(const struct reader *reader, const struct room_wait *wait)
+{
+    struct str shard;
+
+    return !room_id_read(wait->room_id, &shard) || !history_hears(reader->history, shard);
+}
+
+static void look_at_heads(struct reader *reader, bool unheard_too)
 {
     struct pg_params params = {0};
     struct pg_array rooms = {0};
@@ -733,11 +764,12 @@ static void look_at_foreign_rooms(struct reader *reader)
     pg_array_reset(&rooms, PG_INT8);
     for (; link && rooms.count < LOOK_ROOMS_MAX; link = map_next(&reader->waits, link)) {
         struct room_wait *wait = container_of(link, struct room_wait, by_id);
-        struct shard *shard = history_find_shard_of(reader->history, wait->room_id);
 
-        if (wait->room_no && !(shard && shard_is_sequencing(shard)))
+        if (wait->room_no && (wait->look || (unheard_too && goes_unheard(reader, wait))))
             pg_array_i64(&rooms, wait->room_no);
+        wait->look &= !wait->room_no;
     }
+    reader->look_again = link != NULL;
     if (rooms.count) {
         reader->looking = true;
         reader->look = (struct pg_query){.statement = &look_statement, .lane = PG_READ, .done = look_on_rows};
@@ -748,17 +780,30 @@ static void look_at_foreign_rooms(struct reader *reader)
     pg_array_clear(&rooms);
 }
 
+/* With the next tick: the database is away. */
+static void look_at_all_later(struct reader *reader)
+{
+    struct map_link *link = map_next(&reader->waits, NULL);
+
+    for (; link; link = map_next(&reader->waits, link))
+        container_of(link, struct room_wait, by_id)->look = true;
+}
+
 static void look_on_rows(struct pg_query *query, enum err err, const PGresult *result)
 {
     struct reader *reader = container_of(query, struct reader, look);
 
     reader->looking = false;
-    if (reader_error(query, err, result))
+    if (reader_error(query, err, result)) {
+        look_at_all_later(reader);
         return;
+    }
     for (int row = 0; row < PQntuples(result); row++) {
         struct room_wait *wait = find_wait(reader, pg_get_str(result, row, 0));
 
         if (wait)
             wake_room(wait, (uint64_t)pg_get_i64(result, row, 1));
     }
+    if (reader->look_again)
+        look_at_heads(reader, false);
 }

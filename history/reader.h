@@ -96,8 +96,8 @@ struct reader {
     size_t wheel_at;
     size_t waiting; /* pulls on the wheel */
     uv_timer_t tick;
-    struct pg_query look; /* heads of rooms that other instances own */
-    bool looking;
+    struct pg_query look; /* heads of rooms whose news may have been missed */
+    bool looking, look_again;
     uint64_t look_at_ms;
     uint64_t pulls_total;
 

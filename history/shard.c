@@ -109,6 +109,7 @@ static struct shard *shard_new(struct history *history, struct str name, uint64_
             .rules = rules,
         },
         &events);
+    shard->feed = feed_shard_taken(history->feed, shard);
     return shard;
 }
 
@@ -211,6 +212,10 @@ void shard_look(struct shard *shard)
 
     if (shard->state != SHARD_WAITING || shard->looking || !history->consume || !amqp_link_up(history->consume))
         return;
+    if (feed_says_cut_off(history->feed)) { /* others have the database, and want it */
+        look_later(shard, LOOK_AGAIN_MS);
+        return;
+    }
     look = xcalloc(1, sizeof *look);
     look->history = history;
     look->number = shard->looking = ++history->looks;
@@ -254,9 +259,9 @@ static void on_given_back(void *owner)
     (void)owner;
 }
 
-void shard_give_back(struct shard *shard)
+void shard_give_back(struct shard *shard, const char *why)
 {
-    log_warn("shard.given_back", "shard=%s reason=\"this process stood still\"", shard->name);
+    log_warn("shard.given_back", "shard=%s reason=\"%s\"", shard->name, why);
     amqp_consumer_close(shard->consumer, on_given_back);
     shard->consumer = NULL;
     sequencer_channel_lost(shard->sequencer);
@@ -369,6 +374,7 @@ static void shard_leave(struct shard *shard)
     struct history *history = shard->history;
 
     shard_enter(shard, SHARD_GONE);
+    feed_shard_left(shard->feed);
     writer_forget_shard(history->writer, shard);
     facts_forget_shard(history->facts, shard);
     list_remove(&shard->dirty_link);

@@ -503,8 +503,6 @@ static inline uint32_t proxy_now(const struct proxy *proxy)
 /* Server time for people and positions: the database's clock, the same on every instance. */
 uint64_t proxy_unix_ms(const struct proxy *proxy);
 struct audience *audience_find(struct proxy *proxy, struct str account);
-/* Calls each for every account a member.joined or member.left names. */
-void entry_accounts(const struct entry *entry, void (*each)(void *arg, struct str account), void *arg);
 void account_left(struct proxy *proxy, struct str account, struct view *view, const char *reason);
 void proxy_stream_gone(struct proxy *proxy);
 void rechecks_free(struct proxy *proxy);

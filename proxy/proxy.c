@@ -177,27 +177,6 @@ static void on_check(uv_check_t *check)
 
 /* -------------------------------------------------------------------- news */
 
-void entry_accounts(const struct entry *entry, void (*each)(void *arg, struct str account), void *arg)
-{
-    struct json object, item;
-    struct json_walk walk;
-    struct buf scratch = {0};
-    struct str account;
-    const char *why;
-
-    if (!json_check(entry_json(entry), &object, &why) || object.type != JSON_OBJECT)
-        return;
-    item = json_get(object, "account_ids");
-    if (item.type != JSON_ARRAY)
-        return;
-    for (walk = json_walk(item); json_next_item(&walk, &item);) {
-        buf_reset(&scratch);
-        if (item.type == JSON_STRING && json_string(item, &scratch, &account))
-            each(arg, account);
-    }
-    buf_clear(&scratch);
-}
-
 struct change {
     struct proxy *proxy;
     struct view *view; /* NULL: nobody here listens to the room */
@@ -290,6 +269,11 @@ void proxy_shown(void *arg, struct str room_id, struct entry *entry, bool durabl
         entry_accounts(entry, on_left, &change);
     else if (entry->type == ENTRY_JOINED && proxy->audiences.count)
         entry_accounts(entry, on_joined, &change);
+}
+
+bool proxy_listens(void *arg, struct str room_id)
+{
+    return view_find(arg, room_id);
 }
 
 void proxy_durable(void *arg, struct str room_id, uint64_t seq)

@@ -39,6 +39,7 @@ void proxy_set_advertise_url(struct proxy *proxy, const char *url);
 
 /* News from history, connected by main: same meaning as struct history_events. */
 void proxy_shown(void *proxy, struct str room_id, struct entry *entry, bool durable);
+bool proxy_listens(void *proxy, struct str room_id);
 void proxy_durable(void *proxy, struct str room_id, uint64_t seq);
 void proxy_epoch(void *proxy, struct str shard, uint64_t epoch, bool ours);
 void proxy_missed(void *proxy, struct str shard);

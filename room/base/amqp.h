@@ -70,7 +70,7 @@ void amqp_inspect_queue(struct amqp_link *link, const char *name,
 
 /* --- publishing: mandatory, persistent, confirmed --- */
 struct amqp_message {
-    struct str exchange, routing_key, content_type, message_id, app_id; /* empty = not set */
+    struct str exchange, routing_key, content_type, reply_to, message_id, app_id; /* empty = not set */
     const char *headers[8][2]; /* string headers, NULL-terminated list; values copied */
     struct str body;
     bool transient; /* delivery_mode 1, not mandatory: for the feed */
@@ -85,7 +85,7 @@ struct amqp_outgoing;
  *   ERR_UNAVAILABLE  not sent: link away for more than a second or blocked, or too much pending; nacked by the broker
  *   ERR_TIMEOUT      sent and not confirmed within publish_timeout_ms: may have happened
  *   ERR_LOST         the same, and the link broke meanwhile
- *   ERR_TOO_LARGE    the headers together are above 3,000 bytes
+ *   ERR_TOO_LARGE    the headers together are above 2,700 bytes
  *   ERR_BAD_REQUEST  a name or a property is longer than 255 bytes
  *   ERR_CLOSED       amqp_link_close came first: may have happened
  * done is never called from inside amqp_publish. Order of confirms is the broker's. When the link breaks, publishes
@@ -112,7 +112,7 @@ struct amqp_delivery {
     uint64_t tag;
     bool redelivered;
     struct str exchange, routing_key;
-    struct str content_type, content_encoding, message_id; /* empty = not set */
+    struct str content_type, content_encoding, reply_to, message_id; /* empty = not set */
     struct str body;       /* all of it; of one above AMQP_BODY_MAX_BYTES its first so many bytes */
     uint64_t body_bytes;   /* what the sender sent */
     uint8_t delivery_mode; /* 0 = not set */

@@ -156,7 +156,7 @@ static void read_properties(struct cursor *in, struct codec_content *content)
     if (flags & HAS_CORRELATION_ID)
         content->correlation_id = cursor_short(in);
     if (flags & HAS_REPLY_TO)
-        cursor_short(in);
+        content->reply_to = cursor_short(in);
     if (flags & HAS_EXPIRATION)
         cursor_short(in);
     if (flags & HAS_MESSAGE_ID)
@@ -343,8 +343,8 @@ static unsigned char *put_headers(unsigned char *p, const struct amqp_message *m
 
 static enum err check_lengths(const struct amqp_message *message, size_t headers)
 {
-    const struct str *names[] = {
-        &message->exchange, &message->routing_key, &message->content_type, &message->message_id, &message->app_id};
+    const struct str *names[] = {&message->exchange, &message->routing_key, &message->content_type, &message->reply_to,
+        &message->message_id, &message->app_id};
 
     for (size_t i = 0; i < countof(names); i++) {
         if (names[i]->n > CODEC_NAME_MAX)
@@ -354,8 +354,8 @@ static enum err check_lengths(const struct amqp_message *message, size_t headers
         if (strlen(message->headers[i][0]) > CODEC_NAME_MAX)
             return ERR_BAD_REQUEST;
     }
-    /* 1,000: the fixed part and four properties, each as long as it may be. */
-    return headers > CODEC_FRAME_MIN_MAX - 1000 ? ERR_TOO_LARGE : ERR_OK;
+    /* 1,300: the fixed part and five properties, each as long as it may be. */
+    return headers > CODEC_FRAME_MIN_MAX - 1300 ? ERR_TOO_LARGE : ERR_OK;
 }
 
 enum err codec_add_publish(
@@ -377,6 +377,7 @@ enum err codec_add_publish(
     flags |= message->content_type.n ? HAS_CONTENT_TYPE : 0;
     flags |= headers ? HAS_HEADERS : 0;
     flags |= correlation_at ? HAS_CORRELATION_ID : 0;
+    flags |= message->reply_to.n ? HAS_REPLY_TO : 0;
     flags |= message->message_id.n ? HAS_MESSAGE_ID : 0;
     flags |= message->app_id.n ? HAS_APP_ID : 0;
     p = put_u16(frame_begin(out, CODEC_FRAME_MIN_MAX - CODEC_FRAME_EXTRA), AMQP_BASIC_CLASS);
@@ -392,6 +393,8 @@ enum err codec_add_publish(
         *correlation_at = (size_t)(p - (unsigned char *)out->p) - start;
         p += CODEC_CORRELATION_BYTES;
     }
+    if (flags & HAS_REPLY_TO)
+        p = put_short(p, message->reply_to);
     if (flags & HAS_MESSAGE_ID)
         p = put_short(p, message->message_id);
     if (flags & HAS_APP_ID)

@@ -50,7 +50,7 @@ MUST_USE bool codec_read_confirm(struct str payload, struct codec_confirm *confi
 
 struct codec_content {
     uint64_t body_bytes;
-    struct str content_type, content_encoding, correlation_id, message_id;
+    struct str content_type, content_encoding, correlation_id, reply_to, message_id;
     uint8_t delivery_mode;
 };
 /*

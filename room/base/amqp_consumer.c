@@ -14,7 +14,7 @@
 /* ON -amqp_consumer_close-> CLOSING -close-ok-> freed; ON -channel or link gone-> LOST; DOOMED -a turn later-> LOST */
 enum consumer_state { CONSUMER_ON, CONSUMER_CLOSING, CONSUMER_DOOMED, CONSUMER_LOST };
 
-enum { TEXTS = 5, BODY_KEEP_BYTES = 1 << 16 };
+enum { TEXTS = 6, BODY_KEEP_BYTES = 1 << 16 };
 
 struct amqp_consumer {
     struct list link;
@@ -245,6 +245,7 @@ static void consumer_take_header(struct amqp_consumer *consumer, struct str payl
     }
     delivery->content_type = keep_text(consumer, content.content_type);
     delivery->content_encoding = keep_text(consumer, content.content_encoding);
+    delivery->reply_to = keep_text(consumer, content.reply_to);
     delivery->message_id = keep_text(consumer, content.message_id);
     delivery->delivery_mode = content.delivery_mode;
     delivery->body_bytes = consumer->body_left = content.body_bytes;

@@ -55,6 +55,13 @@ static void on_shown(void *arg, struct str room_id, struct entry *entry, bool du
         proxy_shown(service->proxy, room_id, entry, durable);
 }
 
+static bool on_listens(void *arg, struct str room_id)
+{
+    const struct service *service = arg;
+
+    return service->proxy && proxy_listens(service->proxy, room_id);
+}
+
 static void on_durable(void *arg, struct str room_id, uint64_t seq)
 {
     const struct service *service = arg;
@@ -81,14 +88,24 @@ static void on_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
         proxy_epoch(service->proxy, shard, epoch, ours);
 }
 
+static void on_entered(void *arg, struct str room_id, const struct str *accounts, size_t count, struct cursor after)
+{
+    const struct service *service = arg;
+
+    if (service->proxy)
+        proxy_entered(service->proxy, room_id, accounts, count, after);
+}
+
 struct history *wire_history(struct service *service)
 {
     const struct history_events events = {
         .arg = service,
         .shown = on_shown,
+        .listens = on_listens,
         .durable = on_durable,
         .ephemeral = on_ephemeral,
         .epoch = on_epoch,
+        .entered = on_entered,
     };
     struct history *history;
 

@@ -17,7 +17,7 @@ def metric(instance, name, **labels):
 
 def heard(instance):
     """Messages of the feed that this instance took from others."""
-    return metric(instance, "roomd_feed_messages_total", result="taken")
+    return metric(instance, "roomd_feed_messages_total", kind="told", result="taken")
 
 
 def hears(instance):

@@ -22,8 +22,10 @@ struct cluster {
     struct rig *rig;
     char self[27];
     struct cluster_shard shards[RIG_SHARDS];
-    bool able;
+    bool able, database_lost;
     size_t released;
+    const struct cluster_instance *instances; /* none, unless the test says so */
+    size_t instance_count;
 };
 
 struct rig {
@@ -79,9 +81,13 @@ void cluster_bind_backend(struct cluster *cluster, int backend_pid)
 
 size_t cluster_instances(const struct cluster *cluster, const struct cluster_instance **instances)
 {
-    (void)cluster;
-    *instances = NULL;
-    return 0;
+    *instances = cluster->instances;
+    return cluster->instance_count;
+}
+
+bool cluster_database_ok(const struct cluster *cluster)
+{
+    return !cluster->database_lost;
 }
 
 size_t cluster_shard_count(const struct cluster *cluster)

@@ -180,6 +180,7 @@ static void a_publish_says_what_it_was_told(void **state)
     struct amqp_message message = {.exchange = STR("x"),
         .routing_key = STR("s07"),
         .content_type = STR("a/b"),
+        .reply_to = STR("there"),
         .message_id = STR("id"),
         .app_id = STR("app"),
         .headers = {{"reason", "bad"}, {"v", "1"}},
@@ -220,7 +221,8 @@ static void a_publish_says_what_it_was_told(void **state)
     assert_true(str_is(codec_str(properties->headers.entries[0].value.value.bytes), "bad"));
     assert_true(codec_read_content(header.payload, &content));
     assert_true(content.body_bytes == 5 && content.delivery_mode == 2);
-    assert_true(str_is(content.content_type, "a/b") && str_is(content.message_id, "id"));
+    assert_true(
+        str_is(content.content_type, "a/b") && str_is(content.message_id, "id") && str_is(content.reply_to, "there"));
     assert_true(codec_read_hex(content.correlation_id, &tag) && tag == 0xfedcba9876543210);
     assert_true(str_is(body.payload, "hello"));
     empty_amqp_pool(&pool);
@@ -230,7 +232,7 @@ static void a_publish_says_what_it_was_told(void **state)
 static void a_publish_that_does_not_fit_adds_nothing(void **state)
 {
     char long_name[300], long_value[4000];
-    struct amqp_message names[5] = {0}, headers = {.headers = {{"k", long_value}}},
+    struct amqp_message names[6] = {0}, headers = {.headers = {{"k", long_value}}},
                         key = {.headers = {{long_name, ""}}};
     struct str name = {long_name, CODEC_NAME_MAX + 1};
     struct buf out = {0};
@@ -240,7 +242,8 @@ static void a_publish_that_does_not_fit_adds_nothing(void **state)
     memset(long_name, 'n', sizeof(long_name) - 1);
     memset(long_value, 'v', sizeof(long_value) - 1);
     long_name[sizeof(long_name) - 1] = long_value[sizeof(long_value) - 1] = '\0';
-    names[0].exchange = names[1].routing_key = names[2].content_type = names[3].message_id = names[4].app_id = name;
+    names[0].exchange = names[1].routing_key = names[2].content_type = names[3].message_id = names[4].app_id =
+        names[5].reply_to = name;
     for (size_t i = 0; i < countof(names); i++)
         assert_int_equal(codec_add_publish(&out, 2, &names[i], &at), ERR_BAD_REQUEST);
     assert_int_equal(codec_add_publish(&out, 2, &headers, &at), ERR_TOO_LARGE);
@@ -248,9 +251,10 @@ static void a_publish_that_does_not_fit_adds_nothing(void **state)
     assert_int_equal(out.n, 0);
 
     /* The longest of everything does. */
-    long_value[3000] = '\0';
+    long_value[2700] = '\0';
     name.n = CODEC_NAME_MAX;
-    headers.exchange = headers.routing_key = headers.content_type = headers.message_id = headers.app_id = name;
+    headers.exchange = headers.routing_key = headers.content_type = headers.message_id = headers.app_id =
+        headers.reply_to = name;
     assert_int_equal(codec_add_publish(&out, 2, &headers, &at), ERR_OK);
     struct codec_frame frame;
     ptrdiff_t n = codec_read_frame(buf_str(&out), CODEC_FRAME_MIN_MAX, &frame);
