@@ -458,7 +458,7 @@ static void room_go(struct attach_room *room)
     sub_start(sub, room->valid.seq);
     if (room->reset)
         sub_reset(sub, (struct cursor){sub->view->epoch, room->valid.seq});
-    else if (room->unproven && room->valid.seq > sub->view->done[sub->stream->deliver == DELIVER_DURABLE])
+    else if (room->unproven)
         sub_unproven(sub, room->after);
 }
 

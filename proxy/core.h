@@ -214,8 +214,8 @@ struct piece {
 };
 void pieces_clear(struct proxy *proxy);
 
-/* A cursor above all that was seen here, under the current epoch: probably early entries of a moment ago. Proven by the
- * durable mark; else looked up. */
+/* A cursor above all that was seen here, under the current epoch: probably early entries of a moment ago. Proven when
+ * the view comes there under that epoch; else the log is asked: another owner may have put other entries there. */
 struct unproven {
     struct history_validity validity;
     struct sub *sub;

@@ -7,6 +7,7 @@
 static void enter_list(struct sub *sub, enum view_list list, enum sub_state state);
 static bool push_piece(struct sub *sub, uint64_t upto);
 static bool push_own_piece(struct sub *sub, uint64_t upto);
+static bool is_proven(struct sub *sub);
 
 static bool is_durable(const struct sub *sub)
 {
@@ -122,7 +123,7 @@ void sub_pump(struct sub *sub)
     stop_work(sub);
     if (view->removed_seq && sub->seq >= view->removed_seq)
         sub_end(sub, "room_removed");
-    else if (view->check || sub->seq > done)
+    else if (view->check || sub->seq > done || (sub->unproven && !is_proven(sub)))
         enter_list(sub, VIEW_WAITING, SUB_WAITING);
     else if (sub->seq == done)
         enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);
@@ -258,6 +259,7 @@ void sub_reset(struct sub *sub, struct cursor valid)
     buf_char(&json, '}');
     stream_say(sub->stream, buf_str(&json));
     buf_clear(&json);
+    sub_proven(sub); /* where it stands now is in the log */
     if (sub->stream->poll)
         poll_moved(sub->stream, view_room_id(sub->view), valid);
     if (sub->seq > valid.seq)
@@ -323,42 +325,65 @@ void sub_proven(struct sub *sub)
     sub->view->unproven--;
 }
 
+static void unproven_checked(struct history_validity *validity, enum err err);
+
+static void unproven_ask(struct unproven *unproven)
+{
+    unproven->asked = true;
+    unproven->validity.room_no = unproven->sub->view->room_no;
+    unproven->validity.cursor = (struct cursor){unproven->epoch, unproven->sub->seq};
+    unproven->validity.done = unproven_checked;
+    history_check_cursor(unproven->sub->stream->proxy->history, &unproven->validity);
+}
+
+/*
+ * The view has come to where the sub stands. What it has there may be of a later owner, who knew nothing of what the
+ * reader was shown: only an entry of the cursor's epoch or an older one proves it, else the log is asked.
+ */
+static bool is_proven(struct sub *sub)
+{
+    const struct entry *entry = view_run_get(sub->view, sub->seq);
+
+    if (entry && entry->epoch <= sub->unproven->epoch) {
+        sub_proven(sub);
+        return true;
+    }
+    if (!sub->unproven->asked)
+        unproven_ask(sub->unproven);
+    return false;
+}
+
 static void unproven_checked(struct history_validity *validity, enum err err)
 {
     struct unproven *unproven = container_of(validity, struct unproven, validity);
     struct sub *sub = unproven->sub;
-    struct cursor valid = {sub->view->epoch, validity->valid.seq};
-    bool waits = sub->state == SUB_WAITING && sub->seq > sub->view->done[is_durable(sub)];
+    const struct view *view = sub->view;
+    const struct entry *entry = view_run_get(view, sub->seq);
+    struct cursor valid = {view->epoch, validity->valid.seq};
+    bool good = valid.seq >= sub->seq || (entry && entry->epoch <= unproven->epoch);
 
     unproven->asked = false;
-    if (err) {
+    if (err) { /* the wheel asks again */
         unproven->since = proxy_now(sub->stream->proxy);
         return;
     }
+    if (!good && validity->head.seq < sub->seq && sub->seq <= view->durable.seq) { /* committed since it was asked */
+        unproven_ask(unproven);
+        return;
+    }
     sub_proven(sub);
-    if (waits && valid.seq < sub->seq)
+    if (!good && sub->state != SUB_SIGNALLED)
         sub_reset(sub, valid);
+    else if (sub->state == SUB_WAITING)
+        sub_behind(sub, sub->seq);
 }
 
 void unproven_check(struct proxy *proxy)
 {
     struct unproven *unproven;
 
-    list_for_each (unproven, &proxy->unproven, link) {
-        struct sub *sub = unproven->sub;
-
-        if (unproven->asked || (uint32_t)(proxy_now(proxy) - unproven->since) < UNPROVEN_MS)
-            continue;
-        if (sub->seq <= sub->view->done[is_durable(sub)]) { /* came into what was seen meanwhile */
-            sub_proven(sub);
-            continue;
-        }
-        if (sub->state != SUB_WAITING) /* about to look for itself */
-            continue;
-        unproven->asked = true;
-        unproven->validity.room_no = sub->view->room_no;
-        unproven->validity.cursor = (struct cursor){unproven->epoch, sub->seq};
-        unproven->validity.done = unproven_checked;
-        history_check_cursor(proxy->history, &unproven->validity);
-    }
+    list_for_each (unproven, &proxy->unproven, link)
+        if (!unproven->asked && unproven->sub->state == SUB_WAITING &&
+            (uint32_t)(proxy_now(proxy) - unproven->since) >= UNPROVEN_MS)
+            unproven_ask(unproven);
 }

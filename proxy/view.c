@@ -485,8 +485,6 @@ static void wake_waiting(struct view *view)
     while (!list_empty(&waiting)) {
         struct sub *sub = list_entry(waiting.next, struct sub, view_link);
 
-        if (sub->unproven && sub->seq <= view->done[sub->stream->deliver == DELIVER_DURABLE])
-            sub_proven(sub);
         sub_behind(sub, sub->seq);
     }
 }

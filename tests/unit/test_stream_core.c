@@ -288,6 +288,24 @@ static void a_cursor_above_the_head_is_reset_and_not_silent(void **state)
     client_free(alice);
 }
 
+static void an_early_cursor_is_reset_when_another_owner_puts_other_entries_there(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice;
+
+    (void)state;
+    log_before(room, 3);
+    alice = listen_to(room, "alice", DELIVER_EARLY, "1:5"); /* she comes before the takeover is known here */
+    turns(3);
+    take_over(room);
+    say_early(room, 3); /* 4, 5, 6 of epoch 2: not hers */
+    turns(4);
+    commit(room);
+    turns(4);
+    assert_string_equal(transcript(alice), "hello reset:3 4 5 6 durable:6");
+    client_free(alice);
+}
+
 static void an_early_cursor_of_a_moment_ago_waits_for_its_commit(void **state)
 {
     struct fake_room *room = room_with("alice");
@@ -788,6 +806,7 @@ int main(void)
         TEST(a_cursor_of_a_lost_tail_is_reset_when_it_comes_back),
         TEST(an_old_cursor_that_is_in_the_log_is_not_reset),
         TEST(a_cursor_above_the_head_is_reset_and_not_silent),
+        TEST(an_early_cursor_is_reset_when_another_owner_puts_other_entries_there),
         TEST(an_early_cursor_of_a_moment_ago_waits_for_its_commit),
         TEST(history_since_join_is_never_shown_below_the_join),
         TEST(a_removed_account_gets_its_leave_and_nothing_after_it),
