@@ -18,7 +18,6 @@ struct candidate {
     const char *url;
     uint64_t load;
     uint32_t owns;
-    bool overloaded;
     size_t promised; /* index into proxy->promised */
 };
 
@@ -62,22 +61,13 @@ static uint32_t owned_of(
     return owns;
 }
 
-/* Without those that take nobody in at the moment. */
-static size_t candidates_rested(struct candidate *candidates, size_t n)
-{
-    size_t kept = 0;
-
-    for (size_t i = 0; i < n; i++)
-        if (!candidates[i].overloaded)
-            candidates[kept++] = candidates[i];
-    return kept;
-}
+#define STANDBY_LOAD UINT32_MAX /* never the first choice while somebody owns shards */
 
 static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms,
     size_t room_count, bool others)
 {
     const struct cluster_instance *instances;
-    size_t count = cluster_instances(proxy->cluster, &instances), n = 0, rested = 0;
+    size_t count = cluster_instances(proxy->cluster, &instances), n = 0;
 
     for (size_t i = 0; i < count && n < max; i++) {
         const struct cluster_instance *instance = &instances[i];
@@ -90,11 +80,11 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
         candidate->load = (instance->self ? proxy->stream_count : instance->streams) +
                           (uint64_t)proxy->promised[candidate->promised].promised;
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
-        candidate->overloaded = instance->self ? proxy_overloaded(proxy) : instance->overloaded;
-        rested += !candidate->overloaded;
+        if (!instance->shards) /* entries do not travel yet: it stands by, for when the owner is gone */
+            candidate->load += STANDBY_LOAD;
         n++;
     }
-    return rested ? candidates_rested(candidates, n) : n;
+    return n;
 }
 
 static bool over_share(const struct candidate *candidates, size_t n, size_t i)

@@ -2,7 +2,8 @@
 nginx and HAProxy with the files of deploy/, and the gateway's part of docs/without-library.md#the-hop, as processes of a test.
 
 Authorizer(cluster, folder)   the page's authorize.py; .ask(account) asks what the proxy asks; .public: what everything but streams goes to
-Nginx, HAProxy                (cluster, folder, authorizer, instances=, timeout="75s"): .url .log_text() access_log(); stop()
+Nginx, HAProxy                (cluster, folder, authorizer, timeout="75s", public=port): .url .log_text() access_log(); stop()
+NginxWith(cluster, folder, file, changes)   nginx with another file of deploy/nginx
 open_hop(hop, account, transport, after=…)   a stream of roomd.py through it. It comes with a ticket that is none: the hop puts its own in its place.
 """
 import contextlib
@@ -27,9 +28,9 @@ FORGED = "forged.by.frontend"
 class Process:
     """Ends with the cluster's directory, however the test goes."""
 
-    def __init__(self, cluster, name, command, **environment):
-        self.cluster, self.name, self.port = cluster, name, roomd.free_port()
-        self.log, self.command, self.environment = cluster.home / f"{name}.log", command, environment
+    def __init__(self, cluster, name, command, port=None):
+        self.cluster, self.name, self.port = cluster, name, port or roomd.free_port()
+        self.log, self.command, self.environment = cluster.home / f"{name}.log", command, {}
         self.process = None
 
     @property
@@ -64,7 +65,8 @@ class Authorizer(Process):
     def __init__(self, cluster, folder):
         super().__init__(cluster, "authorize", [sys.executable, str(folder / "authorize.py")])
         pages.write_programs("without-library.md", folder)
-        self.environment = {"PORT": str(self.port), "ALLOWED_ORIGINS": PAGE_ORIGIN, "ROOMD_SERVICE_KEY": cluster.service_key,
+        self.hop_port = roomd.free_port()
+        self.environment = {"PORT": str(self.port), "ALLOWED_ORIGINS": f"{PAGE_ORIGIN},http://127.0.0.1:{self.hop_port}", "ROOMD_SERVICE_KEY": cluster.service_key,
             "ROOMD_URLS": ",".join(instance.url for instance in cluster.instances)}
         self.public = Process(cluster, "public", [])
         (folder / "public").mkdir()
@@ -98,29 +100,35 @@ http {{
 """
 
 
-class Nginx(Process):
-    def __init__(self, cluster, folder, authorizer, timeout="75s", changes=None):
-        conf = folder / "roomd.conf"
-        super().__init__(cluster, "nginx", ["/usr/sbin/nginx", "-p", str(cluster.home), "-c", str(folder / "nginx.conf"), "-e", str(cluster.home / "nginx.log")])
-        conf.write_text(pages.change((DEPLOY / "nginx" / "roomd.conf").read_text(), {
-            "127.0.0.1:8080": f"127.0.0.1:{authorizer.public.port}", "127.0.0.1:8081": f"127.0.0.1:{authorizer.port}", "listen 443 ssl;": f"listen 127.0.0.1:{self.port};",
-            "    ssl_certificate  ": "    #", "    ssl_certificate_key": "    #", "75s": timeout, **(changes or {})}))
-        (folder / "nginx.conf").write_text(NGINX.format(home=cluster.home, conf=conf))
+class NginxWith(Process):
+    """A file of deploy/nginx."""
+
+    def __init__(self, cluster, folder, file, changes, port=None):
+        super().__init__(cluster, "nginx", ["/usr/sbin/nginx", "-p", str(cluster.home), "-c", str(folder / "nginx.conf"), "-e", str(cluster.home / "nginx.log")], port)
+        (folder / file).write_text(pages.change((DEPLOY / "nginx" / file).read_text(), {"listen 443 ssl;": f"listen 127.0.0.1:{self.port};",
+            "    ssl_certificate  ": "    #", "    ssl_certificate_key": "    #", **changes}))
+        (folder / "nginx.conf").write_text(NGINX.format(home=cluster.home, conf=folder / file))
         self.start()
 
     def access_log(self):
         return (self.cluster.home / "nginx-access.log").read_text()
 
 
+class Nginx(NginxWith):
+    def __init__(self, cluster, folder, authorizer, timeout="75s", changes=None, public=None):
+        super().__init__(cluster, folder, "roomd.conf", {"127.0.0.1:8080": f"127.0.0.1:{public or authorizer.public.port}",
+            "127.0.0.1:8081": f"127.0.0.1:{authorizer.port}", "75s": timeout, **(changes or {})}, authorizer.hop_port)
+
+
 class HAProxy(Process):
-    def __init__(self, cluster, folder, authorizer, timeout="75s", changes=None, instances=None):
-        super().__init__(cluster, "haproxy", ["/usr/sbin/haproxy", "-db", "-f", str(folder / "roomd.cfg")])
+    def __init__(self, cluster, folder, authorizer, timeout="75s", changes=None, public=None, instances=None):
+        super().__init__(cluster, "haproxy", ["/usr/sbin/haproxy", "-db", "-f", str(folder / "roomd.cfg")], authorizer.hop_port)
         addresses = [urllib.parse.urlsplit(url).netloc for url in instances or [instance.url for instance in cluster.instances]]
         servers = "".join(f"    server {address} {address}\n" for address in addresses)
         (folder / "roomd.lua").write_text((DEPLOY / "haproxy" / "roomd.lua").read_text())
         (folder / "roomd.cfg").write_text(pages.change((DEPLOY / "haproxy" / "roomd.cfg").read_text(), {
             "/etc/haproxy/roomd.lua": str(folder / "roomd.lua"), "bind :443 ssl crt /etc/ssl/chat.example.com.pem": f"bind 127.0.0.1:{self.port}",
-            "127.0.0.1:8080": f"127.0.0.1:{authorizer.public.port}",
+            "127.0.0.1:8080": f"127.0.0.1:{public or authorizer.public.port}",
             "127.0.0.1:8081": f"127.0.0.1:{authorizer.port}", "maxconn 50000": "maxconn 1000", "    server 10.0.0.5:7400 10.0.0.5:7400                  # <<\n": servers,
             "    server 10.0.0.6:7400 10.0.0.6:7400                  # <<\n": "", "75s": timeout, **(changes or {})}))
         self.start()

@@ -1,4 +1,5 @@
 """nginx and HAProxy as deploy/ has them, between a frontend and instances: what docs/without-library.md#the-hop promises."""
+import os
 import re
 import subprocess
 import threading
@@ -8,7 +9,10 @@ import requests
 
 import hops
 import roomd
+from gateway import BaseService, Gateway, User
+from gateway_stand_in import GatewayStandIn
 from roomd import wait_for
+from web_client import WebClient
 
 PUSHED = ["websocket", "sse", "ndjson"]
 ALL = [*PUSHED, "poll"]
@@ -172,3 +176,109 @@ def test_streams_of_a_killed_instance_open_at_the_next_one_at_once_and_those_of_
         assert sorted(stream.read_type("migrate")) == ["type", "within_ms"]
         stream.close()
     stopping.join()
+
+
+# --- room-client.js, in Node ---
+
+
+@pytest.fixture
+def stand_in_of():
+    open_ones = []
+
+    def make(cluster):
+        open_ones.append(GatewayStandIn(cluster))
+        return open_ones[-1]
+
+    yield make
+    for one in open_ones:
+        one.close()
+
+
+@pytest.fixture
+def clients():
+    found = []
+    yield found
+    for client in found:
+        client.close()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+def test_room_client_reads_and_sends_through_the_hop(cluster, api, room, hop_of, stand_in_of, clients, transport):
+    stand_in = stand_in_of(cluster)
+    hop = hop_of(cluster, public=stand_in.server_port)
+    bob = WebClient(cluster, "bob", rooms=[room], gateway=hop.url, cookie=f"account=bob; {stand_in.session('bob')}", transports=[transport])
+    clients.append(bob)
+    bob.wait_open(transport)
+    api.push(room, "alice", "1")
+    bob.wait_seq(room, 1)
+    assert bob.wait_sending(bob.send(room, "2"), "stored")["seq"] == 2
+    api.push(room, "alice", "3")
+    bob.wait_seq(room, 3)
+    assert bob.seqs(room) == [1, 2, 3]
+    wait_for(lambda: "/stream/" in hop.access_log() or transport != "poll")
+    assert not [path for _, path, _ in stand_in.requests if path.startswith("/stream/")]
+
+
+def test_room_client_moves_through_the_hop_before_an_instance_stops(new_cluster, hop_of, stand_in_of, clients):
+    cluster = new_cluster(instances=2, settings={"drain_ms": 5000})
+    room = cluster.api.create_room("alice", "bob")["room_id"]
+    stand_in = stand_in_of(cluster)
+    hop = hop_of(cluster, public=stand_in.server_port)
+    bob = WebClient(cluster, "bob", gateway=hop.url, cookie=f"account=bob; {stand_in.session('bob')}", transports=["websocket"])
+    clients.append(bob)
+    ids = {instance_id(instance): instance for instance in cluster.instances}
+    ids[bob.wait_open()[0]["instance"]].stop()
+    bob.wait_open(count=2, deadline=20)
+    assert not bob.of("state", state="waiting"), bob.seen
+    cluster.alive[0].api.until_ok("history/Push", room_id=room, sender="alice", kind="text", content="after")
+    bob.wait_seq(room, 1, 20)
+
+
+# --- a gateway that carries the streams itself, behind nginx ---
+
+
+@pytest.fixture(scope="module")
+def reference_gateway(session_cluster):
+    base = BaseService(session_cluster)
+    gateway = Gateway(session_cluster, base)
+    yield gateway
+    for program in (gateway, base):
+        program.stop()
+        program.check()
+
+
+@pytest.fixture
+def front(cluster, reference_gateway, tmp_path):
+    """nginx before roomd-gateway."""
+    tmp_path.chmod(0o711)
+    front = hops.NginxWith(cluster, tmp_path, "gateway.conf", {"127.0.0.1:8080": f"127.0.0.1:{reference_gateway.port}"})
+    front.cluster, front.certificate = cluster, None
+    yield front
+    front.stop()
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
+def test_room_client_through_nginx_and_the_reference_gateway(cluster, front, clients, transport):
+    alice, bob = User(front, "alice"), User(front, "bob")
+    room = alice.group(f"nginx {transport}", "bob")
+    client = bob.web_client(transport)
+    clients.append(client)
+    client.wait_open(transport)
+    first = client.of("entry")
+    for number in range(20):  # each is awaited before the next one: nothing is held back
+        alice.say(room, f"{number}")
+        client.wait(lambda: [one for one in client.of("entry") if one["event"].get("content") == f"{number}"])
+    assert client.wait_sending(client.send(room, "back"), "stored")
+    assert len(client.seqs(room)) == 21 and not first
+
+
+def test_files_pass_nginx_whole_and_what_is_the_machine_s_own_does_not(front):
+    alice, bob = User(front, "alice"), User(front, "bob")
+    room = alice.direct("bob")
+    data = os.urandom(3 << 20)  # above what nginx takes by itself
+    file_id = alice.upload(data).json()["file_id"]
+    alice.wait_message(room, alice.say(room, {"file_id": file_id}, kind="file"))
+    assert bob.download(room, file_id).content == data
+    assert bob.download(room, file_id, headers={"Range": "bytes=5-9"}).content == data[5:10]
+    for path in ("/metrics", "/healthz", "/readyz", "/v1/room/Get", "//metrics", "/%6detrics"):
+        assert requests.get(front.url + path, timeout=10).status_code == 404, path

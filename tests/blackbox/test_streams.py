@@ -413,6 +413,9 @@ def test_a_full_instance_refuses_and_keeps_serving(new_cluster):
     assert refused.value.status == 503
     over = cluster.open_stream("bob", [room])
     assert over.wait_closed()[0] == 4003
+    with pytest.raises(Refused) as refused:  # a proxy that has another endpoint to try reads statuses
+        cluster.open_stream("bob", [room], headers={"Roomd-Refuse": "status"})
+    assert refused.value.status == 503
     say(cluster.api, room, 1)
     for stream in kept:
         stream.read_message(room)
