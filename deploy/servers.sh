@@ -17,6 +17,7 @@
 #
 #   pg_server_start DIR PORT LOG          initdb when there is no data; user postgres (trust) over the socket in DIR/socket, passwords over TCP
 #   pg_server_stop DIR [fast|immediate|smart] · pg_server_kill DIR · pg_server_pid DIR
+#   pg_server_copy DIR FROM LOG           before its first start: the server in DIR is a copy of the running one in FROM, and follows it (streaming standby)
 #   pg_server_sql DIR [DATABASE]          runs the SQL on stdin as superuser
 #
 #   rabbit_definitions USER PASSWORD TAG CONFIGURE WRITE READ …   prints a definitions file (six words for each user)
@@ -232,6 +233,14 @@ pg_init() {
     pg_as_owner sh -c "umask 077; cd '$dir' && mkdir -p socket && chmod 700 socket &&
         '$bin/initdb' -D '$dir/data.new' --no-sync --auth-local=trust --auth-host=scram-sha-256 -U postgres --locale=C -E UTF8 --data-checksums" >>"$log" 2>&1 &&
         sync -f "$dir" && mv "$dir/data.new" "$dir/data"
+}
+
+pg_server_copy() {
+    local dir=$1 from=$2 log=$3 bin port
+    bin=$(pg_bin) && port=$(sed -n 4p "$from/data/postmaster.pid") && mkdir -p "$dir" && chmod 700 "$dir" && pg_dir_usable "$dir" || return 1
+    pg_as_owner sh -c "umask 077; cd '$dir' && mkdir -p socket && chmod 700 socket &&
+        '$bin/pg_basebackup' -D '$dir/data' -R -c fast --no-sync -h '$from/socket' -p $port -U postgres" >>"$log" 2>&1 ||
+        { complain "no copy of the server in $from; the log is $log"; return 1; }
 }
 
 pg_server_start() {

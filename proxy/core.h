@@ -78,7 +78,8 @@ struct bytes *event_encode(enum encoding encoding, struct str json, struct str i
 struct bytes *ws_frame_bytes(uint8_t opcode, struct str payload);
 /* "room_id":…,"head":…,"durable_seq":… */
 void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_t durable_seq);
-void event_error(struct buf *out, enum err err, const char *message, struct str req_id);
+/* retry_after_ms: 0 = not said. */
+void event_error(struct buf *out, enum err err, const char *message, uint32_t retry_after_ms, struct str req_id);
 
 /* ----------------------------------------------------------------- views */
 
@@ -107,6 +108,7 @@ struct view {
     uint32_t moved_at, mark_at, mark_wanted_at;
     uint32_t unproven; /* subs whose cursor is above what was seen */
     bool known;        /* the head is known: something answered */
+    bool unsure;       /* news may have been missed, and its head was not seen since */
     bool signalling;   /* more streams than signal_above_streams */
     bool followed;     /* counted as a view of its shard */
     uint8_t room_id_n;
@@ -140,7 +142,8 @@ void view_flush_ephemeral(struct view *view);
 void view_signal_mode(struct view *view);
 void view_marks(struct proxy *proxy);       /* sends durable marks and signals that are due */
 void view_recheck(struct proxy *proxy);     /* suspects and failed checks, from the wheel */
-void view_look_abroad(struct proxy *proxy); /* heads of rooms that another instance owns */
+void view_missed(struct view *view);        /* news of it may have been missed */
+void view_look_abroad(struct proxy *proxy); /* heads of rooms of which nothing is heard */
 void view_read_entry(
     struct view *view, const struct entry *entry); /* an entry came from the store: does it end somebody's stay? */
 struct cursor view_head(const struct view *view, enum deliver deliver);
@@ -314,7 +317,9 @@ void stream_flush(struct stream *stream);
 void stream_pump(struct stream *stream); /* goes on with subs that are behind, as far as the queue has room */
 void stream_end(
     struct stream *stream, uint16_t code, enum err err, const char *message); /* error event when err, then close */
-void stream_cut(struct stream *stream);                                       /* now */
+void stream_refuse(struct stream *stream, uint16_t code, enum err err, const char *message,
+    uint32_t retry_after_ms);           /* the same, saying when to come back */
+void stream_cut(struct stream *stream); /* now */
 void stream_taken(void *owner, struct wire *wire);
 extern const struct wire_events stream_wire_events, ws_wire_events;
 uint64_t stream_complete_ms(const struct stream *stream); /* all its rooms are served up to here; 0: some are behind */
@@ -409,6 +414,18 @@ void client_frame(struct stream *stream, struct str text);
 void replies_orphan(struct stream *stream);
 void reply_settle(struct proxy_reply *reply, struct str json_members);
 
+/* -------------------------------------------------------------- admission */
+
+/* Both count thousandths of a stream. */
+struct admission {
+    uint64_t spent;   /* of the bucket */
+    uint64_t waiting; /* sent away and not yet due back */
+    uint32_t at;
+};
+bool admission_take(struct proxy *proxy);         /* false: one too many at the moment */
+uint32_t admission_later_ms(struct proxy *proxy); /* when somebody who is refused should come back */
+bool proxy_overloaded(struct proxy *proxy);       /* it takes no more streams, or hardly */
+
 /* -------------------------------------------------------------- endpoints */
 
 #define ENDPOINTS_MAX 4
@@ -425,6 +442,14 @@ void follow_close(struct proxy *proxy);
 void follow_view(struct view *view);  /* its room exists: what is told about the shard is wanted here */
 void follow_leave(struct view *view); /* the view goes */
 void follow_sweep(struct proxy *proxy, uint32_t now);
+
+/* ---------------------------------------------------------------- entering */
+
+void enter_open(struct proxy *proxy);
+void enter_close(struct proxy *proxy);
+void enter_retry(struct proxy *proxy);
+/* The account's `all` streams carry the room from now on, from after on. */
+void enter_room(struct proxy *proxy, struct str account, struct str room_id, struct cursor after);
 
 /* ----------------------------------------------------------------- typing */
 
@@ -462,6 +487,8 @@ struct proxy {
     struct list pulls;               /* PullByActiveConnection under way */
     struct map followed;
     struct list followed_idle;
+    struct entering *entering;
+    struct admission admission;
     struct map typings;
     struct list typings_by_age;
     struct map reads;

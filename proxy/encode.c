@@ -158,10 +158,12 @@ void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_
         out, "\"room_id\":\"%.*s\",\"head\":\"%s\",\"durable_seq\":%" PRIu64, STR_ARG(room_id), text, durable_seq);
 }
 
-void event_error(struct buf *out, enum err err, const char *message, struct str req_id)
+void event_error(struct buf *out, enum err err, const char *message, uint32_t retry_after_ms, struct str req_id)
 {
     buf_printf(out, "{\"type\":\"error\",\"code\":\"%s\",\"message\":", err_code(err));
     buf_json_string(out, str_of(message && *message ? message : err_sentence(err)));
+    if (retry_after_ms)
+        buf_printf(out, ",\"retry_after_ms\":%" PRIu32, retry_after_ms);
     if (req_id.n) {
         buf_text(out, ",\"req_id\":");
         buf_add_str(out, req_id);

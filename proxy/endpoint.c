@@ -18,6 +18,7 @@ struct candidate {
     const char *url;
     uint64_t load;
     uint32_t owns;
+    bool overloaded;
     size_t promised; /* index into proxy->promised */
 };
 
@@ -61,13 +62,22 @@ static uint32_t owned_of(
     return owns;
 }
 
-#define STANDBY_LOAD UINT32_MAX /* never the first choice while somebody owns shards */
+/* Without those that take nobody in at the moment. */
+static size_t candidates_rested(struct candidate *candidates, size_t n)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (!candidates[i].overloaded)
+            candidates[kept++] = candidates[i];
+    return kept;
+}
 
 static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms,
     size_t room_count, bool others)
 {
     const struct cluster_instance *instances;
-    size_t count = cluster_instances(proxy->cluster, &instances), n = 0;
+    size_t count = cluster_instances(proxy->cluster, &instances), n = 0, rested = 0;
 
     for (size_t i = 0; i < count && n < max; i++) {
         const struct cluster_instance *instance = &instances[i];
@@ -80,11 +90,11 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
         candidate->load = (instance->self ? proxy->stream_count : instance->streams) +
                           (uint64_t)proxy->promised[candidate->promised].promised;
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
-        if (!instance->shards) /* entries do not travel yet: it stands by, for when the owner is gone */
-            candidate->load += STANDBY_LOAD;
+        candidate->overloaded = instance->self ? proxy_overloaded(proxy) : instance->overloaded;
+        rested += !candidate->overloaded;
         n++;
     }
-    return n;
+    return rested ? candidates_rested(candidates, n) : n;
 }
 
 static bool over_share(const struct candidate *candidates, size_t n, size_t i)

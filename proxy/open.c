@@ -5,6 +5,7 @@
  */
 #include "core.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
@@ -64,6 +65,9 @@ void open_serve(struct proxy *proxy, struct http_request *request, struct http_r
         else if (proxy->stream_count >= (uint32_t)proxy->config->streams_max)
             refuse(asked, ERR_UNAVAILABLE,
                 "this instance carries all the streams it may; try another one, or again in a moment");
+        else if (!admission_take(proxy))
+            refuse(asked, ERR_UNAVAILABLE,
+                "more streams come than this instance takes at once; try another one, or again when it is your turn");
         else
             stream_open(asked);
     }
@@ -355,23 +359,21 @@ static void ws_refuse(struct stream *stream, struct http_reply *reply, const cha
     enum err err, const char *message)
 {
     /* After 101 the error and the close frame go out with the stream's first write. */
-    stream_end(stream, close_code_for(err), err, message);
+    stream_refuse(
+        stream, close_code_for(err), err, message, err_http(err) == 503 ? admission_later_ms(stream->proxy) : 0);
     ws_take_over(stream, reply, accept_key, subprotocol, STR(""));
 }
 
-static void http_refuse(struct http_reply *reply, enum err err, const char *message)
+static void http_refuse(struct proxy *proxy, struct http_reply *reply, enum err err, const char *message)
 {
     struct buf json = {0};
-    char seconds[8];
-    uint8_t random;
+    char seconds[16];
 
     if (err_http(err) != 503) {
         http_reply_error(reply, err, NULL, "%s", message && *message ? message : err_sentence(err));
         return;
     }
-    /* Spread, so that those who were refused together do not come back together. */
-    random_bytes(&random, 1);
-    snprintf(seconds, sizeof seconds, "%u", 1u + random % 5u);
+    snprintf(seconds, sizeof seconds, "%" PRIu32, (admission_later_ms(proxy) + 999) / 1000);
     http_reply_header(reply, "retry-after", seconds);
     buf_printf(&json, "{\"error\":{\"code\":\"%s\",\"message\":", err_code(err));
     buf_json_string(&json, str_of(message && *message ? message : err_sentence(err)));
@@ -393,7 +395,7 @@ static void refuse(struct asked *asked, enum err err, const char *message)
         ws_refuse(stream_new(asked->proxy, TRANSPORT_WS, STR("")), asked->reply, asked->accept_key, asked->subprotocol,
             err, message);
     else
-        http_refuse(asked->reply, err, message);
+        http_refuse(asked->proxy, asked->reply, err, message);
 }
 
 /* The attach found nothing to carry. */
@@ -411,7 +413,7 @@ void open_refuse(struct attach *attach, enum err err, const char *message)
     if (stream->transport == TRANSPORT_WS) {
         ws_refuse(stream, reply, accept_key, subprotocol, err, message);
     } else {
-        http_refuse(reply, err, message);
+        http_refuse(stream->proxy, reply, err, message);
         stream_free(stream);
     }
 }

@@ -31,6 +31,7 @@ static void lists_init(struct proxy *proxy)
     map_init(&proxy->reads);
     follow_open(proxy);
     typing_open(proxy);
+    enter_open(proxy);
 }
 
 static void handles_open(struct proxy *proxy)
@@ -112,6 +113,7 @@ void proxy_stop(struct proxy *proxy)
         stream_cut(stream);
     attach_batches_free(proxy);
     rechecks_free(proxy);
+    enter_close(proxy);
     view_free_all(proxy);
     pieces_clear(proxy);
     for (size_t i = 0; i < countof(handles); i++)
@@ -149,6 +151,7 @@ static void turn_end(struct proxy *proxy)
 
     if (proxy->stopping)
         return;
+    cluster_set_load(proxy->cluster, proxy->stream_count, proxy_overloaded(proxy));
     attach_batches(proxy);
     while ((link = list_pop_front(&proxy->dirty_views))) {
         struct view *view = list_entry(link, struct view, dirty_link);
@@ -230,26 +233,6 @@ static void on_left(void *arg, struct str account)
     account_left(change->proxy, account, change->view, "removed");
 }
 
-static void enter_room(struct proxy *proxy, struct str account, struct str room_id, struct cursor after)
-{
-    struct audience *audience = audience_find(proxy, account);
-    const struct view *view = view_find(proxy, room_id);
-    struct stream *stream;
-
-    if (!audience)
-        return;
-    list_for_each (stream, &audience->streams, audience_link) {
-        struct attach *attach;
-
-        if (!stream->all || stream->deferred || stream->state == STREAM_CLOSING || stream->poll ||
-            (view && sub_find(stream, view)))
-            continue;
-        attach = attach_new(stream, ATTACH_ENTER);
-        attach_add(attach, room_id, &after);
-        attach_begin(attach, false);
-    }
-}
-
 static void on_joined(void *arg, struct str account)
 {
     const struct change *change = arg;
@@ -308,6 +291,12 @@ void proxy_tell_account(struct proxy *proxy, struct str account, struct str json
             stream_say_droppable(stream, json);
 }
 
+static bool is_of(const struct view *view, struct str shard)
+{
+    return view->room_id_n > shard.n && memcmp(view->room_id_text, shard.p, shard.n) == 0 &&
+           view->room_id_text[shard.n] == '.';
+}
+
 void proxy_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
 {
     struct proxy *proxy = arg;
@@ -315,22 +304,25 @@ void proxy_epoch(void *arg, struct str shard, uint64_t epoch, bool ours)
     for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
         struct view *view = container_of(link, struct view, link);
 
-        if (view->room_id_n <= shard.n || memcmp(view->room_id_text, shard.p, shard.n) != 0 ||
-            view->room_id_text[shard.n] != '.')
+        if (!is_of(view, shard))
             continue;
-        if (ours)
+        if (ours || epoch > view->epoch)
             view_new_epoch(view, epoch);
         else
             view_suspect(view);
     }
 }
 
-void proxy_entered(void *arg, struct str room_id, const struct str *accounts, size_t count, struct cursor after)
+void proxy_missed(void *arg, struct str shard)
 {
     struct proxy *proxy = arg;
 
-    for (size_t i = 0; i < count; i++)
-        enter_room(proxy, accounts[i], room_id, after);
+    for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
+        struct view *view = container_of(link, struct view, link);
+
+        if (is_of(view, shard))
+            view_missed(view);
+    }
 }
 
 /* -------------------------------------------------------------------- HTTP */

@@ -366,6 +366,11 @@ static size_t on_unasked_bytes(void *owner, const char *p, size_t n)
 
 void stream_end(struct stream *stream, uint16_t code, enum err err, const char *message)
 {
+    stream_refuse(stream, code, err, message, 0);
+}
+
+void stream_refuse(struct stream *stream, uint16_t code, enum err err, const char *message, uint32_t retry_after_ms)
+{
     struct buf json = {0};
 
     if (stream->state == STREAM_CLOSING)
@@ -376,7 +381,7 @@ void stream_end(struct stream *stream, uint16_t code, enum err err, const char *
     }
     items_sift(stream, may_go, NULL);
     if (err) {
-        event_error(&json, err, message, STR(""));
+        event_error(&json, err, message, retry_after_ms, STR(""));
         stream_say(stream, buf_str(&json));
         buf_clear(&json);
     }

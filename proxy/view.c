@@ -28,8 +28,9 @@ static void check_start(struct view *view);
 static void check_ask(struct view_check *check);
 static void check_done(struct history_validity *validity, enum err err);
 static void mark_want(struct view *view, bool riding);
+static void look(struct view *view);
 
-/* A question after the head of a room that another instance owns. */
+/* A question after the head of a room. */
 struct view_look {
     struct history_access access;
     struct view *view;
@@ -363,9 +364,11 @@ void view_learn_durable(struct view *view, uint64_t seq)
 
 void view_learn_room(struct view *view, const struct history_access *access)
 {
+    bool first = !view->known;
+
     view->room_no = access->room_no;
     hear_epoch(view, access->head.epoch);
-    if (!view->known) {
+    if (first) {
         view->known = true;
         follow_view(view);
         view->mark_seq = access->head.seq; /* hello says it */
@@ -378,6 +381,8 @@ void view_learn_room(struct view *view, const struct history_access *access)
             view->durable.epoch = access->head.epoch;
     }
     view_advance(view);
+    if (first && view->unsure)
+        look(view); /* the answer may be older than what was missed */
 }
 
 /* ------------------------------------------------------- serving live subs */
@@ -753,42 +758,60 @@ void view_signal_mode(struct view *view)
     }
 }
 
-/* ------------------------------------------------ rooms of other instances */
+/* --------------------------------------------------- when news were missed */
 
 static void looked(struct history_access *access, enum err err)
 {
-    struct view_look *look = container_of(access, struct view_look, access);
-    struct view *view = look->view;
+    struct view_look *look_done = container_of(access, struct view_look, access);
+    struct view *view = look_done->view;
+    bool missed_meanwhile = view->unsure;
 
     view->look = NULL;
-    if (!err && view->known)
+    if (err)
+        view->unsure = err != ERR_NO_SUCH_ROOM; /* again with view_look_abroad */
+    else if (view->known)
         view_learn_room(view, access);
-    free(look);
+    free(look_done);
+    if (missed_meanwhile && !err)
+        look(view);
+}
+
+static void look(struct view *view)
+{
+    if (view->look)
+        return; /* and again when it is answered, if something was missed meanwhile */
+    view->unsure = false;
+    view->look = xcalloc(1, sizeof *view->look);
+    view->look->view = view;
+    view->look->access.room_id = view_room_id(view);
+    view->look->access.done = looked;
+    list_init(&view->look->access.link);
+    history_ask_access(view->proxy->history, &view->look->access);
+}
+
+void view_missed(struct view *view)
+{
+    view->unsure = true;
+    if (view->known)
+        look(view);
 }
 
 /*
- * No news travel from owner to owner's readers elsewhere yet: the heads of such rooms are looked at once a second, all
- * in one query, as long as somebody listens; the entries come from the store.
+ * Rooms of which nothing is heard (their owner, the broker or the feed is away) are looked at once a second, all in one
+ * query, as long as somebody listens; the entries come from the store. Otherwise this asks nothing.
  */
 void view_look_abroad(struct proxy *proxy)
 {
-    bool ours;
+    struct str shard;
 
     for (struct map_link *link = map_next(&proxy->views, NULL); link; link = map_next(&proxy->views, link)) {
         struct view *view = container_of(link, struct view, link);
 
-        if (view->look || !view->known)
-            continue;
-        history_epoch(proxy->history, view_room_id(view), &ours);
-        if (ours)
-            continue;
-        view->look = xcalloc(1, sizeof *view->look);
-        view->look->view = view;
-        view->look->access.room_id = view_room_id(view);
-        view->look->access.done = looked;
-        list_init(&view->look->access.link);
-        history_ask_access(proxy->history, &view->look->access);
+        if (view->known &&
+            (view->unsure || (room_id_read(view_room_id(view), &shard) && !history_hears(proxy->history, shard))))
+            look(view);
     }
+    enter_retry(proxy);
 }
 
 static void rechecked(struct history_access *access, enum err err)

@@ -71,6 +71,8 @@ CONFIG_KEY(heartbeat_ms, MS, "20000", 100, 600000, "ping on every stream; a WebS
 CONFIG_KEY(ticket_ttl_ms, MS, "300000", 1000, 86400000, "life of a ticket, and the largest ttl_ms one may ask for")
 CONFIG_KEY(ticket_rooms_max, INT, "100", 1, 1000, "rooms named in one ticket")
 CONFIG_KEY(streams_max, INT, "50000", 1, 10000000, "open streams; more are refused with 503 or 4003")
+CONFIG_KEY(attach_rate_per_s, INT, "4000", 0, 1000000, "streams that may open in a second; who is above is refused with 503 or 4003 and told when to come back; 0 = no limit")
+CONFIG_KEY(attach_burst, INT, "4000", 1, 1000000, "streams that may open at once, before attach_rate_per_s counts")
 CONFIG_KEY(stream_pending_max_bytes, BYTES, "256k", 4096, 67108864, "bytes waiting for one stream; above it the stream goes on from the store at its own pace")
 CONFIG_KEY(stream_send_buffer_bytes, BYTES, "64k", 4096, 4194304, "SO_SNDBUF of a stream's socket")
 CONFIG_KEY(stream_no_progress_ms, MS, "30000", 1000, 600000, "a stream that took nothing for so long while something waits is closed 4002")

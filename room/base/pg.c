@@ -83,6 +83,7 @@ struct connection {
     uv_timer_t timer; /* RESTING: the next try; CONNECTING: enough */
     struct pg_lookup lookup;
     int first_host;
+    uint32_t place; /* which server it is with: what the pool's is compared with */
     unsigned failures;
     bool ended;  /* the last thing libpq said was the end of a command's results */
     bool broken; /* found where nobody may be called back; discarded in the next turn */
@@ -110,6 +111,8 @@ struct pg {
     struct pg_address *address;
     int64_t queue_max;
     struct lane lanes[PG_LANES];
+    uint32_t place; /* of the connection that came up last */
+    int64_t timeout_ms;
     struct list refused;
     struct list free_slots;
     uv_timer_t soon;     /* calls back what pg_submit may not */
@@ -131,6 +134,8 @@ static void connection_on_socket(uv_poll_t *handle, int status, int events);
 static void connection_step(struct connection *connection);
 static void connection_up(struct connection *connection);
 static void connection_failed(struct connection *connection, const char *why);
+static void connection_note_place(struct connection *connection);
+static bool connection_is_left_behind(const struct connection *connection);
 static void connection_exchange(struct connection *connection, bool readable, bool reset);
 static void connection_discard(struct connection *connection, const char *why, bool timed_out);
 static void connection_send(struct connection *connection, struct pg_query *query, const struct pg_params *params);
@@ -165,6 +170,7 @@ enum err pg_open(struct pg **out, uv_loop_t *loop, const struct pg_settings *set
     pg->loop = loop;
     pg->address = address;
     pg->queue_max = settings->queue_max;
+    pg->timeout_ms = settings->timeout_ms;
     pg->deadline_ms = UINT64_MAX;
     list_init(&pg->refused);
     list_init(&pg->free_slots);
@@ -256,6 +262,8 @@ void pg_submit(struct pg *pg, struct pg_query *query, const struct pg_params *pa
     int64_t timeout_ms = query->timeout_ms ? query->timeout_ms : lane->timeout_ms;
     struct connection *connection;
 
+    if (timeout_ms == 0 && connection_is_left_behind(&lane->connections[0]))
+        timeout_ms = pg->timeout_ms;
     assert(query->state == PG_IDLE && (params ? params->count : 0) == query->statement->params);
     query->pg = pg;
     query->copy = NULL;
@@ -450,11 +458,47 @@ static void connection_up(struct connection *connection)
     }
     connection->state = CONNECTION_UP;
     connection->failures = 0;
+    connection_note_place(connection);
     connection_watch(connection, UV_READABLE);
     log_info("pg.up", "lane=%s backend=%d server=%d", lane_name[lane->id], PQbackendPID(connection->pq),
         PQserverVersion(connection->pq));
     lane_announce(lane);
     lane_fill(lane);
+}
+
+/* --- the primary is another one than before --- */
+
+/*
+ * A commit is never given up, however long it takes: the server is busy, or on its way back. But a primary that hangs
+ * with its connections open may have been replaced by another host of the list. Who comes up there tells; what still
+ * has no answer from the old one after the time of a read is then lost, and the writer looks at what became of it.
+ * Where several hosts lead to one server nothing more comes of it than that.
+ */
+static void connection_note_place(struct connection *connection)
+{
+    const char *const parts[] = {PQhost(connection->pq), PQhostaddr(connection->pq), PQport(connection->pq)};
+    struct pg *pg = connection->pg;
+    const struct connection *writer = &pg->lanes[PG_WRITE].connections[0];
+    uint64_t deadline_ms = uv_now(pg->loop) + (uint64_t)pg->timeout_ms;
+    struct pg_slot *slot;
+
+    connection->place = 2166136261; /* FNV-1a */
+    for (size_t i = 0; i < countof(parts); i++)
+        for (const char *p = parts[i]; p && *p; p++)
+            connection->place = (connection->place ^ (uint8_t)*p) * 16777619;
+    pg->place = connection->place;
+    if (!connection_is_left_behind(writer))
+        return;
+    list_for_each (slot, &writer->in_flight, link) {
+        if (slot->deadline_ms == UINT64_MAX)
+            slot->deadline_ms = deadline_ms;
+    }
+    deadline_watch(pg, deadline_ms);
+}
+
+static bool connection_is_left_behind(const struct connection *connection)
+{
+    return connection->state == CONNECTION_UP && connection->place != connection->pg->place;
 }
 
 /* Between 0.1 s and a bound that grows to 2 s: many instances must not come back in step. */

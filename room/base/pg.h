@@ -22,7 +22,7 @@ struct pg_settings {
     const char *url;
     int read_connections;
     int64_t timeout_ms; /* for queries whose own timeout_ms is 0; PG_WRITE has none unless asked: a commit is never
-                           given up */
+                           given up, unless another connection came up with another server meanwhile */
     int64_t queue_max;  /* per lane; more: ERR_UNAVAILABLE */
 };
 

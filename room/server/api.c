@@ -232,6 +232,7 @@ static void call_free(struct call *call)
     call->service->api->count--;
     fields_clear(&call->fields);
     buf_clear(&call->text);
+    buf_clear(&call->announced);
     free((void *)(uintptr_t)call->slices);
     free(call);
 }

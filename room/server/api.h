@@ -43,9 +43,11 @@ struct call {
     };
     bool one; /* room/Get was asked for one room, not for an array */
     bool watched;
-    bool pulling;             /* `pull` can be cancelled */
-    struct buf text;          /* what the request is made of */
-    const struct str *slices; /* ours: arrays of texts that a request points to */
+    bool pulling;                     /* `pull` can be cancelled */
+    struct buf text;                  /* what the request is made of */
+    struct history_announce announce; /* Create: of a room that was just made */
+    struct buf announced;             /* its texts */
+    const struct str *slices;         /* ours: arrays of texts that a request points to */
 };
 
 /* When the caller leaves, the Pull is cancelled. */

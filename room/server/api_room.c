@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "room/base/clock.h"
+#include "room/base/log.h"
 
 #define MUTE_MAX_MS INT64_C(315360000000) /* ten years */
 
@@ -83,24 +84,40 @@ void api_room_create(struct call *call)
     room_create(call->service->rooms, create);
 }
 
-/* The `all` streams of the founders enter the room. */
-static void announce(struct call *call)
+/* What could not be announced is found by the other instances when they hear of us again, so it is no error. */
+static void create_on_announced(struct history_announce *announce, enum err err)
 {
-    struct json founders = {.p = call->create.founders_json.p, .n = call->create.founders_json.n, .type = JSON_ARRAY},
-                item;
-    struct json_walk walk = json_walk(founders);
+    struct call *call = container_of(announce, struct call, announce);
+
+    if (err)
+        log_info("room.not_announced", "room=%.*s error=%s", STR_ARG(announce->room_id), err_code(err));
+    call_answer(call, buf_str(&call->text));
+}
+
+/* The `all` streams of the founders enter the room, on every instance. The texts of `create` end with its done. */
+static bool announce(struct call *call)
+{
+    struct str room_id = call->create.room_id, founders = call->create.founders_json;
     struct str *accounts = xcalloc(ROOM_CREATE_MEMBERS_MAX + 1, sizeof *accounts);
-    struct buf scratch = {0};
+    struct buf *texts = &call->announced;
+    struct json list = {.n = founders.n, .type = JSON_ARRAY}, item;
+    struct json_walk walk;
     size_t count = 0;
 
-    buf_reserve(&scratch, founders.n);
-    while (count <= ROOM_CREATE_MEMBERS_MAX && json_next_item(&walk, &item))
-        if (json_string(item, &scratch, &accounts[count]))
-            count++;
-    if (count && call->service->proxy)
-        proxy_entered(call->service->proxy, call->create.room_id, accounts, count, (struct cursor){0, 0});
-    buf_clear(&scratch);
-    free(accounts);
+    buf_reserve(texts, room_id.n + 2 * founders.n); /* never moves */
+    buf_add_str(texts, room_id);
+    buf_add_str(texts, founders);
+    list.p = texts->p + room_id.n;
+    for (walk = json_walk(list); count <= ROOM_CREATE_MEMBERS_MAX && json_next_item(&walk, &item);)
+        count += json_string(item, texts, &accounts[count]);
+    free((void *)(uintptr_t)call->slices);
+    call->slices = accounts;
+    if (!count)
+        return false;
+    call->announce = (struct history_announce){
+        .room_id = {texts->p, room_id.n}, .accounts = accounts, .account_count = count, .done = create_on_announced};
+    history_announce_entered(call->service->history, &call->announce);
+    return true;
 }
 
 static void create_on_done(struct room_create *create, enum err err)
@@ -111,11 +128,11 @@ static void create_on_done(struct room_create *create, enum err err)
         call_fail(call, err, NULL, err == ERR_CONFLICT ? "this request_id was used before with another body" : NULL);
         return;
     }
-    announce(call);
     buf_text(&call->text, "{\"room\":");
     buf_add_str(&call->text, create->room_json);
     buf_printf(&call->text, ",\"created\":%s}", create->created ? "true" : "false");
-    call_answer(call, buf_str(&call->text));
+    if (!announce(call))
+        call_answer(call, buf_str(&call->text));
 }
 
 /* ----------------------------------------------------------------------------------------------------------- Get */

@@ -8,7 +8,11 @@
 #define CONNECT_SECONDS "5"
 /* Any number that nobody else uses: two migrates at once take turns. */
 #define LOCK_NUMBER "7236104882711054"
+/* More than any number of takeovers. The same backup may be restored twice: what was said in between had epochs of its
+ * own, above which those of the next life must begin. No memory of them is left but that time has passed: a second for
+ * each epoch, which is more than takeovers need. */
 #define GENERATION_STEP "1000000"
+#define GENERATION "greatest(epoch + " GENERATION_STEP ", extract(epoch FROM clock_timestamp())::bigint)"
 
 static PGconn *connect_to(const struct config *config, struct buf *why);
 static bool run(PGconn *connection, const char *sql, const char *what, struct buf *why);
@@ -144,10 +148,9 @@ static bool make_shards(PGconn *connection, int64_t count, struct buf *why)
 static bool lift_epochs(PGconn *connection, struct buf *why)
 {
     if (!run(connection,
-            "UPDATE shard_lease SET epoch = epoch + " GENERATION_STEP
-            ", holder = NULL, backend_pid = NULL, backend_start = NULL",
+            "UPDATE shard_lease SET epoch = " GENERATION ", holder = NULL, backend_pid = NULL, backend_start = NULL",
             "lifting the epochs", why))
         return false;
-    printf("a new generation begins: the epoch of every shard is " GENERATION_STEP " higher\n");
+    printf("a new generation begins: the epoch of every shard is above all there were\n");
     return true;
 }

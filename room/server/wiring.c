@@ -96,6 +96,22 @@ static void on_entered(void *arg, struct str room_id, const struct str *accounts
         proxy_entered(service->proxy, room_id, accounts, count, after);
 }
 
+static void on_missed(void *arg, struct str shard)
+{
+    const struct service *service = arg;
+
+    if (service->proxy)
+        proxy_missed(service->proxy, shard);
+}
+
+static void on_entered_missed(void *arg, uint64_t since_unix_ms)
+{
+    const struct service *service = arg;
+
+    if (service->proxy)
+        proxy_entered_missed(service->proxy, since_unix_ms);
+}
+
 struct history *wire_history(struct service *service)
 {
     const struct history_events events = {
@@ -106,6 +122,8 @@ struct history *wire_history(struct service *service)
         .ephemeral = on_ephemeral,
         .epoch = on_epoch,
         .entered = on_entered,
+        .missed = on_missed,
+        .entered_missed = on_entered_missed,
     };
     struct history *history;
 

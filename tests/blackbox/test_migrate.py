@@ -71,7 +71,7 @@ def test_a_new_generation_lifts_every_epoch(fresh):
     done = subprocess.run([roomd.ROOMD, "migrate", "--config", str(fresh.config), "--new-generation"], stdin=subprocess.DEVNULL, timeout=60,
         env=fresh._environment())
     assert done.returncode == 0
-    assert {row[0] for row in fresh.rows("select epoch from shard_lease")} == {1000000}
+    assert fresh.rows("select min(epoch) > 1000000 from shard_lease") == [(True,)]
 
 
 def test_a_migration_that_fails_leaves_nothing_of_itself(fresh):

@@ -64,8 +64,9 @@ static struct {
     struct fake_room *rooms[64];
     int room_count;
     struct list accesses, validities, ranges, hiddens, wires;
-    struct list queries; /* struct fake_query */
-    bool database_away, followed;
+    struct list queries;                /* struct fake_query */
+    bool database_away, followed, deaf; /* deaf: what owners say does not arrive */
+    bool overloaded;                    /* as the registry was told */
     struct {
         struct history_range *range;
         struct entry *entries[512]; /* as they were when it was asked */
@@ -203,6 +204,13 @@ static void fake_answer_hidden(struct history_hidden *hidden)
     hidden->done(hidden, world.database_away ? ERR_UNAVAILABLE : ERR_OK);
 }
 
+bool history_hears(const struct history *history, struct str shard)
+{
+    (void)history;
+    (void)shard;
+    return !world.deaf;
+}
+
 void history_follow(struct history *history, struct str shard, bool follow)
 {
     (void)history;
@@ -277,6 +285,13 @@ static void fake_answer_range(struct history_range *range)
 static struct cluster_instance fake_instances[8];
 static size_t fake_instance_count;
 static struct cluster_shard fake_shards[4];
+
+void cluster_set_load(struct cluster *cluster, uint32_t streams, bool overloaded)
+{
+    (void)cluster;
+    (void)streams;
+    world.overloaded = overloaded;
+}
 
 const char *cluster_self(const struct cluster *cluster)
 {

@@ -1,0 +1,113 @@
+"""Streams on an instance that does not own the room: the same as on the owner, whatever happens to the news in between."""
+import time
+
+import pytest
+
+from roomd import new_id, wait_for
+
+
+def owner_and_other(cluster, room):
+    """(the instance that owns the room's shard, another one)."""
+    shard = room.partition(".")[0]
+    owner = wait_for(lambda: next((i for i in cluster.instances if shard in i.readyz()[1]["shards"]), None), what=f"an owner of {shard}")
+    return owner, next(i for i in cluster.instances if i is not owner)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse", "ndjson", "poll"])
+@pytest.mark.parametrize("deliver", ["early", "durable"])
+def test_a_stream_elsewhere_shows_what_the_owner_sequences(cluster, api, transport, deliver):
+    room = api.create_room("ada", "bob")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    stream = cluster.open_stream("bob", [room], transport=transport, deliver=deliver, endpoint=other.url)
+    for number in range(20):
+        api.push(room, "ada", f"{number}")
+        stream.read_message(room, content=f"{number}")
+    assert stream.seqs(room) == list(range(1, 21))
+
+
+def test_it_takes_milliseconds_and_asks_the_database_nothing(cluster, api):
+    room = api.create_room("ada", "bob")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    stream = cluster.open_stream("bob", [room], endpoint=other.url)
+    api.push(room, "ada", "first")
+    stream.read_message(room, content="first")
+    wait_for(lambda: other.metrics()["roomd_stream_reads_total"] == other.metrics()["roomd_stream_reads_total"])
+    took = []
+    for number in range(50):
+        began = time.monotonic()
+        api.push(room, "ada", f"{number}")
+        stream.read_message(room, content=f"{number}")
+        took.append(time.monotonic() - began)
+    assert sorted(took)[25] < 0.1, took
+
+
+def test_an_all_stream_elsewhere_enters_rooms_that_are_created_and_joined(cluster, api):
+    who, friend = f"ada-{new_id()}", f"bob-{new_id()}"
+    first, second = cluster.instances
+    streams = [cluster.open_stream(who, all=True, endpoint=instance.url) for instance in (first, second)]
+    for instance in (first, second):
+        created = instance.api.create_room(who, friend)["room_id"]
+        joined = instance.api.create_room(friend)["room_id"]
+        instance.api.ok("room/AddAccount2Room", room_id=joined, account_id=who)
+        for stream in streams:
+            wait_for(lambda: {created, joined} <= {event["room_id"] for event in stream.events if event["type"] == "room.entered"}, what="both rooms on the stream")
+        for room in (created, joined):
+            instance.api.push(room, friend, f"welcome to {room}")
+            for stream in streams:
+                stream.read_message(room, content=f"welcome to {room}")
+
+
+def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_within_a_second(cluster, api):
+    room = api.create_room("ada", "bob")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    for caller in (owner, other):
+        streams = [cluster.open_stream("bob", [room], endpoint=instance.url) for instance in cluster.instances]
+        last = api.push(room, "ada", "the last one", wait="durable")["seq"]
+        caller.api.ok("room/RmAccountFromRoom", room_id=room, account_id="bob")
+        answered = time.monotonic()
+        api.push(room, "ada", "not for bob", wait="durable")
+        for stream in streams:
+            stream.wait_closed()
+            assert time.monotonic() - answered < 1
+            assert stream.seqs(room)[-2:] == [last, last + 1] and "not for bob" not in str(stream.events)
+        api.ok("room/AddAccount2Room", room_id=room, account_id="bob")
+
+
+def test_news_that_are_lost_are_found_in_the_log(new_cluster):
+    """Somebody deletes the queue by which an instance hears the others."""
+    cluster = new_cluster(instances=2)
+    api = cluster.api
+    room = api.create_room("ada", "bob")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    stream = cluster.open_stream("bob", [room], endpoint=other.url)
+    api.push(room, "ada", "before", wait="durable")
+    stream.read_message(room, content="before")
+    for number in range(5):
+        for queue in cluster.broker.ctl("-q", "list_queues", "-p", cluster.name, "name").split():
+            if queue.startswith("roomd.feed."):
+                cluster.broker.ctl("-q", "purge_queue" if number % 2 else "delete_queue", "-p", cluster.name, queue)
+        sent = time.monotonic()
+        api.push(room, "ada", f"unheard {number}", wait="durable")
+        stream.read_message(room, content=f"unheard {number}")
+        assert time.monotonic() - sent < 3
+    assert stream.contiguous(room)
+
+
+def test_a_kill_of_the_owner_resets_or_keeps_what_was_shown_elsewhere(new_cluster):
+    cluster = new_cluster(instances=3)
+    room = cluster.api.create_room("ada", "bob", "p0", "p1")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    streams = [cluster.open_stream("bob", [room], deliver=deliver, endpoint=instance.url)
+        for instance in cluster.instances if instance is not owner for deliver in ("early", "durable")]
+    with cluster.load([room], publishers=2, rate=200) as load:
+        wait_for(lambda: len(load.confirmed) > 200)
+        owner.kill9()
+        count = len(load.confirmed)
+        wait_for(lambda: len(load.confirmed) > count + 400, deadline=30)
+    cluster.check_log([room], load.confirmed)
+    api = other.api
+    last = api.push(room, "ada", "the end", wait="durable")["seq"]
+    for stream in streams:
+        stream.read_message(room, content="the end")
+        assert stream.contiguous(room)
+        assert stream.seqs(room)[-1] == last

@@ -1,0 +1,239 @@
+/* Streams of rooms whose owner is elsewhere, when its news are missed; and how many streams are let in at once. */
+#include "proxy_fakes.h"
+
+static struct fake_room *room_with(const char *account)
+{
+    struct fake_room *room = room_new();
+
+    join(room, account, 0);
+    return room;
+}
+
+static struct client *listen_to(struct fake_room *room, const char *account, enum deliver deliver)
+{
+    const char *rooms[] = {room->id, NULL};
+
+    return client_open("ndjson", ticket_of(account, deliver, false, rooms));
+}
+
+static void what_was_missed_comes_from_the_store_when_that_is_told(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *early = listen_to(room, "alice", DELIVER_EARLY),
+                  *durable = listen_to(room, "alice", DELIVER_DURABLE);
+
+    (void)state;
+    say_early(room, 1);
+    commit(room);
+    turns(3);
+    assert_string_equal(transcript(early), "hello 1 durable:1");
+    assert_string_equal(transcript(durable), "hello 1");
+    log_before(room, 2); /* committed, and nobody here heard of it */
+    turns(3);
+    assert_string_equal(transcript(early), "");
+    proxy_missed(world.proxy, STR("s00"));
+    turns(6);
+    assert_memory_equal(transcript(early), "2 3", 3);
+    assert_string_equal(transcript(durable), "2 3");
+    client_free(early);
+    client_free(durable);
+}
+
+static void news_of_another_shard_ask_nothing(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+    int asked = world.accesses_asked;
+
+    (void)state;
+    proxy_missed(world.proxy, STR("s01"));
+    proxy_missed(world.proxy, STR("s0"));
+    turns(3);
+    assert_int_equal(world.accesses_asked, asked);
+    client_free(alice);
+}
+
+static void what_is_missed_while_a_head_is_asked_for_is_asked_for_again(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+    int asked = world.accesses_asked;
+
+    (void)state;
+    for (int i = 0; i < 5; i++)
+        proxy_missed(world.proxy, STR("s00"));
+    assert_int_equal(world.accesses_asked, asked + 1);
+    turn();
+    assert_int_equal(world.accesses_asked, asked + 2); /* the others in one */
+    turns(4);
+    assert_int_equal(world.accesses_asked, asked + 2);
+    client_free(alice);
+}
+
+static void what_is_missed_while_a_stream_opens_is_not_lost(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    struct client *alice = client_ask("ndjson", ticket_of("alice", DELIVER_EARLY, false, rooms), "", NULL);
+    int asked = world.accesses_asked;
+
+    (void)state;
+    proxy_missed(world.proxy, STR("s00"));
+    turns(2);
+    client_go_on(alice);
+    turns(4);
+    assert_int_equal(world.accesses_asked, asked + 1);
+    client_free(alice);
+}
+
+static void a_head_that_could_not_be_asked_for_is_asked_for_later(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+
+    (void)state;
+    transcript(alice);
+    log_before(room, 1);
+    world.database_away = true;
+    proxy_missed(world.proxy, STR("s00"));
+    turns(3);
+    world.database_away = false;
+    turns_for(RETRY_MS + 300);
+    assert_memory_equal(transcript(alice), "1", 1);
+    client_free(alice);
+}
+
+static void an_owner_that_is_not_heard_is_looked_after_and_one_that_is_heard_is_not(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+    int asked = world.accesses_asked;
+
+    (void)state;
+    transcript(alice);
+    turns_for(RETRY_MS + 300);
+    assert_int_equal(world.accesses_asked, asked);
+    world.deaf = true;
+    log_before(room, 1);
+    turns_for(RETRY_MS + 300);
+    assert_memory_equal(transcript(alice), "1", 1);
+    client_free(alice);
+}
+
+static void an_epoch_that_is_heard_of_is_enough_for_a_reset(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+
+    (void)state;
+    say_early(room, 2);
+    turns(2);
+    assert_string_equal(transcript(alice), "hello 1 2");
+    take_over(room);
+    proxy_epoch(world.proxy, STR("s00"), 2, false);
+    turns(4);
+    assert_string_equal(transcript(alice), "reset:0");
+    client_free(alice);
+}
+
+static struct client *opening; /* its rooms are asked for until the world ends */
+
+static int world_close_opening(void **state)
+{
+    int status = world_close(state);
+
+    client_free(opening);
+    return status;
+}
+
+static void when_entering_was_missed_the_database_is_asked_once(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *named = listen_to(room, "alice", DELIVER_EARLY);
+    int asked = world.queries_asked;
+
+    (void)state;
+    proxy_entered_missed(world.proxy, 5);
+    assert_int_equal(world.queries_asked, asked); /* nobody here follows an account */
+    opening = client_ask("ndjson", ticket_of("alice", DELIVER_EARLY, true, NULL), "", NULL);
+    asked = world.queries_asked;
+    proxy_entered_missed(world.proxy, 5);
+    proxy_entered_missed(world.proxy, 4);
+    proxy_entered_missed(world.proxy, 6);
+    assert_int_equal(world.queries_asked, asked + 1);
+    client_free(named);
+}
+
+static void more_streams_at_once_than_the_bucket_holds_are_told_when_to_come_back(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    struct client *clients[6];
+    int let_in = 0, later = 0;
+
+    (void)state;
+    world.config.attach_burst = 4;
+    world.config.attach_rate_per_s = 2;
+    for (size_t i = 0; i < countof(clients); i++) {
+        clients[i] = client_ask("ndjson", ticket_of("alice", DELIVER_EARLY, false, rooms), "", NULL);
+        let_in += clients[i]->reply.status == 0;
+        later += clients[i]->reply.status == 503;
+    }
+    assert_int_equal(let_in, 4);
+    assert_int_equal(later, 2);
+    assert_true(proxy_overloaded(world.proxy));
+    turn();
+    assert_true(world.overloaded); /* the registry is told */
+    turns_for(1200);               /* both have had their turn */
+    assert_false(proxy_overloaded(world.proxy));
+    for (size_t i = 0; i < countof(clients); i++) {
+        if (clients[i]->reply.wants_wire)
+            client_go_on(clients[i]);
+        client_free(clients[i]);
+    }
+}
+
+static void those_who_are_sent_away_come_back_at_the_rate_and_not_in_step(void **state)
+{
+    uint32_t first, last = 0, later;
+
+    (void)state;
+    world.config.attach_burst = 1;
+    world.config.attach_rate_per_s = 100;
+    first = admission_later_ms(world.proxy);
+    assert_in_range(first, 1, 1011);
+    for (int i = 0; i < 500; i++)
+        last = admission_later_ms(world.proxy);
+    assert_in_range(last, 4900, 6100); /* 500 at 100 in a second */
+    for (int i = 0; i < 50000; i++)
+        last = admission_later_ms(world.proxy);
+    later = admission_later_ms(world.proxy);
+    assert_in_range(last, 15000, 16001);
+    for (int i = 0; i < 20 && later == last; i++)
+        later = admission_later_ms(world.proxy);
+    assert_int_not_equal(later, last);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(
+            what_was_missed_comes_from_the_store_when_that_is_told, world_open, world_close),
+        cmocka_unit_test_setup_teardown(news_of_another_shard_ask_nothing, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            what_is_missed_while_a_head_is_asked_for_is_asked_for_again, world_open, world_close),
+        cmocka_unit_test_setup_teardown(what_is_missed_while_a_stream_opens_is_not_lost, world_open, world_close),
+        cmocka_unit_test_setup_teardown(a_head_that_could_not_be_asked_for_is_asked_for_later, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            an_owner_that_is_not_heard_is_looked_after_and_one_that_is_heard_is_not, world_open, world_close),
+        cmocka_unit_test_setup_teardown(an_epoch_that_is_heard_of_is_enough_for_a_reset, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            when_entering_was_missed_the_database_is_asked_once, world_open, world_close_opening),
+        cmocka_unit_test_setup_teardown(
+            more_streams_at_once_than_the_bucket_holds_are_told_when_to_come_back, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            those_who_are_sent_away_come_back_at_the_rate_and_not_in_step, world_open, world_close),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
