@@ -519,7 +519,7 @@ struct proxy {
         char instance[27];
         uint32_t seen, promised;
         uint32_t at;
-    } promised[64];
+    } promised[256];
     struct buf scratch;
 };
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #define PROMISED_MS 10000 /* who did not come until then does not come */
+#define INSTANCES_MAX 256 /* more are not looked at */
 
 struct candidate {
     const struct cluster_instance *instance;
@@ -62,6 +63,12 @@ static uint32_t owned_of(
     return owns;
 }
 
+/* Streams as an instance of the usual weight would feel them. */
+static uint64_t weighted(uint64_t streams, uint32_t weight)
+{
+    return weight ? streams * 100 / weight : streams;
+}
+
 /* Without those that take nobody in at the moment. */
 static size_t candidates_rested(struct candidate *candidates, size_t n)
 {
@@ -87,8 +94,9 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
         if (!instance->alive || instance->draining || !url[0] || (instance->self && (others || proxy->draining)))
             continue;
         *candidate = (struct candidate){.instance = instance, .url = url, .promised = promised_slot(proxy, instance)};
-        candidate->load = (instance->self ? proxy->stream_count : instance->streams) +
-                          (uint64_t)proxy->promised[candidate->promised].promised;
+        candidate->load = weighted((instance->self ? proxy->stream_count : instance->streams) +
+                                       (uint64_t)proxy->promised[candidate->promised].promised,
+            instance->weight);
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
         candidate->overloaded = instance->self ? proxy_overloaded(proxy) : instance->overloaded;
         rested += !candidate->overloaded;
@@ -109,7 +117,7 @@ static bool over_share(const struct candidate *candidates, size_t n, size_t i)
 
 static size_t best_for_one(const struct candidate *candidates, size_t n, struct str room_id)
 {
-    size_t owner = n, first, second;
+    size_t owner = n, others, first = 0, second = 0;
     uint64_t hash = 1469598103934665603u; /* FNV-1a: the same on every instance, unlike map_hash */
 
     for (size_t i = 0; i < n; i++)
@@ -117,14 +125,13 @@ static size_t best_for_one(const struct candidate *candidates, size_t n, struct 
             owner = i;
     if (owner < n && !over_share(candidates, n, owner))
         return owner;
+    others = owner < n ? n - 1 : n;
     for (size_t i = 0; i < room_id.n; i++)
         hash = (hash ^ (unsigned char)room_id.p[i]) * 1099511628211u;
-    first = hash % n;
-    second = (first + 1 + (hash >> 32) % (n > 1 ? n - 1 : 1)) % n;
-    if (first == owner)
-        first = (first + 1) % n;
-    if (second == owner)
-        second = (second + 1) % n;
+    if (others > 1)
+        first = hash % others, second = (first + 1 + (hash >> 32) % (others - 1)) % others;
+    first += first >= owner; /* counted without the owner */
+    second += second >= owner;
     return candidates[second].load < candidates[first].load ? second : first;
 }
 
@@ -144,7 +151,7 @@ static size_t best_for_many(const struct candidate *candidates, size_t n)
 
 size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *rooms, size_t room_count, bool others)
 {
-    struct candidate candidates[32];
+    struct candidate candidates[INSTANCES_MAX];
     size_t n = candidates_find(proxy, candidates, countof(candidates), rooms, room_count, others), written = 0;
 
     buf_char(out, '[');
