@@ -20,6 +20,7 @@
 #include "room/base/map.h"
 #include "ws_frame.h"
 
+struct absent;
 struct audience;
 
 enum transport { TRANSPORT_WS, TRANSPORT_SSE, TRANSPORT_NDJSON, TRANSPORT_POLL, TRANSPORTS };
@@ -41,6 +42,7 @@ enum {
     CLOSE_OVERLOADED = 4003,
     CLOSE_BAD_TICKET = 4500,
     CLOSE_TICKET_EXPIRED = 4501,
+    CLOSE_KICKED = 4502,
     CLOSE_NO_ROOM = 4503
 };
 
@@ -56,6 +58,7 @@ enum {
 #define CLIENT_FRAMES_PER_S 1000
 #define HELLO_ROOMS_MAX 500
 #define POLL_EVENTS_BYTES (512 * 1024)
+#define PLATFORM_MAX_BYTES CLIENT_MSG_ID_MAX_BYTES
 
 /* ---------------------------------------------------------------- chunks */
 
@@ -277,7 +280,9 @@ struct stream {
     struct ws_message *message; /* a fragmented message so far */
     struct attach *attaches;    /* in progress, chained */
     struct poll *poll;
-    char *named; /* rooms of the ticket, each NUL-terminated, an empty one at the end; NULL: all */
+    struct absent *absent; /* a poll that is opening: what its reader left behind between two polls */
+    char *platform;        /* as its ticket says; NULL: none */
+    char *named;           /* rooms of the ticket, each NUL-terminated, an empty one at the end; NULL: all */
     uint32_t item_count, item_capacity, in_flight;
     uint32_t pending_bytes;
     uint32_t sub_count, reply_count;
@@ -289,6 +294,7 @@ struct stream {
     uint8_t state, transport, deliver;
     bool all, one_room, deferred, close_sent, pong_waits, no_more_input;
     bool told;      /* to migrate */
+    bool kicked;    /* while it was opening */
     bool bare;      /* opened by a hop that passes bytes on: migrate names neither addresses nor a ticket */
     uint64_t acked; /* bytes the peer had acknowledged when last looked at: progress within a long write */
 };
@@ -394,6 +400,7 @@ struct poll {
     bool over;      /* answer also when there is nothing */
     bool tell_time; /* rooms without a position go on from a time: "~@<ms>", in the form of a position */
     enum err err;
+    char *why; /* of err; NULL: the table's sentence */
     uint64_t resume_ms;
     uint64_t began_ms; /* server time at which rooms without a position began to be listened to */
     struct poll_position {
@@ -406,7 +413,7 @@ void poll_begin(struct attach *attach); /* takes attach->reply */
 void poll_flush(struct stream *stream);
 void poll_moved(struct stream *stream, struct str room_id, struct cursor cursor);
 void poll_due(struct proxy *proxy);
-void poll_end(struct stream *stream, enum err err); /* answers at the end of the turn */
+void poll_end(struct stream *stream, enum err err, const char *why); /* answers at the end of the turn */
 void poll_free(struct stream *stream);
 
 size_t ws_read(void *owner, const char *p, size_t n);
@@ -456,6 +463,18 @@ void enter_room(struct proxy *proxy, struct str account, struct str room_id, str
 void typing_open(struct proxy *proxy);
 void typing_close(struct proxy *proxy);
 
+/* --------------------------------------------------------------- presence */
+
+void presence_open(struct proxy *proxy);
+void presence_close(struct proxy *proxy);
+/* A poll is answered; its reader is likely to come again. */
+void presence_poll_over(struct stream *stream, bool kicked);
+/* It has come. false: it was kicked meanwhile. */
+bool presence_poll_may_open(struct proxy *proxy, struct str account, struct str platform);
+void presence_poll_opens(struct stream *stream);
+void presence_poll_open(struct stream *stream); /* it is let in */
+void presence_stream_gone(struct stream *stream);
+
 /* ------------------------------------------------------------------ drain */
 
 void drain_stream_gone(struct proxy *proxy); /* the last one */
@@ -465,7 +484,7 @@ void even_start(struct proxy *proxy);
 
 struct proxy_counters {
     uint64_t opened[TRANSPORTS], refused, deliveries, chunks, marks, resets, overflows, reads, signals, writes,
-        closed_slow, closed_silent, typings_told, typings_suppressed, sent_away, evened;
+        closed_slow, closed_silent, typings_told, typings_suppressed, sent_away, evened, kicked;
 };
 
 struct proxy {
@@ -485,6 +504,9 @@ struct proxy {
     struct list batches;             /* queries on their way */
     struct list rechecks;            /* is an account still a member? */
     struct list pulls;               /* PullByActiveConnection under way */
+    struct list surveys;             /* questions to all instances under way */
+    struct map absents;              /* polls between two requests, by account */
+    struct list absents_by_age;
     struct map followed;
     struct list followed_idle;
     struct entering *entering;

@@ -141,7 +141,7 @@ static void on_tick(uv_timer_t *timer)
         if (!left--)
             return;
         if (stream->poll)
-            poll_end(stream, ERR_OK);
+            poll_end(stream, ERR_OK, NULL);
         else
             send_away(stream);
     }

@@ -194,6 +194,7 @@ bool ticket_for_stream(
     bool good = true;
 
     ticket->account = (struct roomd_text){stream->audience->account, stream->audience->n};
+    ticket->platform = (struct roomd_text){stream->platform, stream->platform ? strlen(stream->platform) : 0};
     ticket->all = stream->all;
     ticket->deliver = (enum roomd_ticket_deliver)stream->deliver;
     ticket->issued_unix_ms = now;

@@ -359,8 +359,8 @@ static void ws_refuse(struct stream *stream, struct http_reply *reply, const cha
     enum err err, const char *message)
 {
     /* After 101 the error and the close frame go out with the stream's first write. */
-    stream_refuse(
-        stream, close_code_for(err), err, message, err_http(err) == 503 ? admission_later_ms(stream->proxy) : 0);
+    stream_refuse(stream, stream->kicked ? CLOSE_KICKED : close_code_for(err), err, message,
+        err_http(err) == 503 ? admission_later_ms(stream->proxy) : 0);
     ws_take_over(stream, reply, accept_key, subprotocol, STR(""));
 }
 
@@ -476,9 +476,21 @@ static bool asked_rooms(struct attach *attach, const struct asked *asked)
 static void stream_open(struct asked *asked)
 {
     const struct roomd_ticket *ticket = &asked->ticket;
-    struct stream *stream =
-        stream_new(asked->proxy, asked->transport, (struct str){ticket->account.p, ticket->account.n});
-    struct attach *attach = attach_new(stream, ATTACH_OPEN);
+    const struct str account = {ticket->account.p, ticket->account.n},
+                     platform = {ticket->platform.p, ticket->platform.n};
+    struct stream *stream;
+    struct attach *attach;
+
+    if (asked->transport == TRANSPORT_POLL && !presence_poll_may_open(asked->proxy, account, platform)) {
+        refuse(asked, ERR_FORBIDDEN, "the account's streams were closed by the service");
+        return;
+    }
+    stream = stream_new(asked->proxy, asked->transport, account);
+    attach = attach_new(stream, ATTACH_OPEN);
+    if (platform.n && platform.n <= PLATFORM_MAX_BYTES)
+        stream->platform = xstrndup(platform.p, platform.n);
+    if (asked->transport == TRANSPORT_POLL)
+        presence_poll_opens(stream);
 
     stream->deliver = (uint8_t)ticket->deliver;
     stream->all = ticket->all;

@@ -14,6 +14,7 @@ void poll_begin(struct attach *attach)
     struct stream *stream = attach->stream;
     struct poll *poll = xcalloc(1, sizeof *poll);
 
+    presence_poll_open(stream);
     stream->poll = poll;
     poll->stream = stream;
     poll->reply = attach->reply;
@@ -101,9 +102,12 @@ void poll_flush(struct stream *stream)
         return;
     if (stream->item_count == 0 && poll->err) {
         enum err err = poll->err;
+        char *why = poll->why;
 
+        poll->why = NULL;
         stream_free(stream);
-        http_reply_error(reply, err, NULL, NULL);
+        http_reply_error(reply, err, NULL, why ? "%s" : NULL, why);
+        free(why);
         return;
     }
     buf_text(&json, "{\"events\":[");
@@ -111,16 +115,19 @@ void poll_flush(struct stream *stream)
     buf_text(&json, "],\"after\":[");
     write_after(stream, &json);
     buf_text(&json, "]}");
+    presence_poll_over(stream, poll->err == ERR_FORBIDDEN);
     stream_free(stream);
     http_reply_json(reply, 200, buf_str(&json));
     buf_clear(&json);
 }
 
 /* Who calls may still be busy with the stream: it goes at the end of the turn. */
-void poll_end(struct stream *stream, enum err err)
+void poll_end(struct stream *stream, enum err err, const char *why)
 {
     stream->poll->over = true;
     stream->poll->err = err;
+    free(stream->poll->why);
+    stream->poll->why = why ? xstrdup(why) : NULL;
     list_remove(&stream->poll->hold_link);
     if (list_empty(&stream->dirty_link))
         list_push_back(&stream->proxy->dirty_streams, &stream->dirty_link);
@@ -133,7 +140,7 @@ void poll_due(struct proxy *proxy)
 
         if ((int32_t)(proxy_now(proxy) - poll->due) < 0)
             return;
-        poll_end(poll->stream, ERR_OK);
+        poll_end(poll->stream, ERR_OK, NULL);
     }
 }
 
@@ -154,6 +161,7 @@ void poll_free(struct stream *stream)
         return;
     list_remove(&poll->hold_link);
     free(poll->moved);
+    free(poll->why);
     free(poll);
     stream->poll = NULL;
 }

@@ -32,6 +32,7 @@ static void lists_init(struct proxy *proxy)
     follow_open(proxy);
     typing_open(proxy);
     enter_open(proxy);
+    presence_open(proxy);
 }
 
 static void handles_open(struct proxy *proxy)
@@ -96,6 +97,7 @@ void proxy_stop(struct proxy *proxy)
 
     proxy->stopping = proxy->draining = true;
     pulls_free(proxy);
+    presence_close(proxy);
     list_splice_back(&proxy->streams, &proxy->sent_away);
     list_for_each (stream, &proxy->streams, all_link) {
         struct http_reply *reply = stream->poll ? stream->poll->reply : NULL;
@@ -392,6 +394,7 @@ void proxy_metrics(const struct proxy *proxy, struct buf *out)
         count->sent_away);
     metric(out, "streams_evened_total", "counter",
         "Streams that were told to migrate because this instance carried more than its share.", count->evened);
+    metric(out, "streams_kicked_total", "counter", "Streams that were closed by a Kick.", count->kicked);
     metric(out, "streams_refused_total", "counter", "Streams that were refused.", count->refused);
     metric(out, "stream_deliveries_total", "counter", "Entries queued for streams.", count->deliveries);
     metric(out, "stream_chunks_total", "counter", "Chunks of entries made for live streams.", count->chunks);

@@ -54,6 +54,30 @@ void proxy_tell_account(struct proxy *proxy, struct str account, struct str json
  * once in typing_every_ms for each account and room. What is too much is dropped without a word. */
 void proxy_typing(struct proxy *proxy, struct str room_id, struct str account);
 
+/*
+ * Who is connected: asked of all living instances, each of which knows its own streams. Everything given must live
+ * until done, which comes once, later. json: members without braces, good for the call.
+ *
+ *   online       "accounts":[{"account_id","streams","platforms":[{"platform","streams"}]}],"missing"   as asked, in
+ * order connections  "room_id","streams","platforms","missing" kick         "closed"; the account's streams (of the
+ * platform, when one is named) are closed 4502
+ *
+ * missing: instances that did not answer within a second; what they know is not in the answer. For a kick that is
+ * ERR_TIMEOUT: streams may still be open there. ERR_CLOSED: this instance stops.
+ */
+struct proxy_survey {
+    void (*done)(struct proxy_survey *survey, enum err err, struct str json);
+    unsigned missing;
+    struct proxy *proxy; /* from here on the proxy's */
+    struct history_survey survey;
+    struct list link;
+    void *impl;
+};
+void proxy_ask_online(struct proxy *proxy, struct proxy_survey *survey, const struct str *accounts, size_t count);
+void proxy_ask_connections(struct proxy *proxy, struct proxy_survey *survey, struct str room_id);
+void proxy_kick(struct proxy *proxy, struct proxy_survey *survey, struct str account, struct str platform,
+    struct str reason); /* reason: the error event's message; may be empty */
+
 /* HTTP: true when the path was one of the streams' (/v1/stream/…); the reply is taken then. */
 bool proxy_serve(struct proxy *proxy, struct http_request *request, struct http_reply *reply);
 /* history/PullByActiveConnection: `request` is the checked body. Answers by itself. */

@@ -103,11 +103,13 @@ void stream_free(struct stream *stream)
     stream->state = STREAM_CLOSING;
     stream_leave_rooms(stream);
     replies_orphan(stream);
+    presence_stream_gone(stream);
     items_drop_front(stream, stream->item_count);
     if (stream->items != stream->inline_items)
         free(stream->items);
     ws_message_free(stream->message);
     free(stream->named);
+    free(stream->platform);
     poll_free(stream);
     list_remove(&stream->dirty_link);
     list_remove(&stream->all_link);
@@ -376,7 +378,7 @@ void stream_refuse(struct stream *stream, uint16_t code, enum err err, const cha
     if (stream->state == STREAM_CLOSING)
         return;
     if (stream->poll) {
-        poll_end(stream, err);
+        poll_end(stream, err, message);
         return;
     }
     items_sift(stream, may_go, NULL);

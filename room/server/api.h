@@ -40,6 +40,7 @@ struct call {
         struct history_unread unread;
         struct history_hide hide;
         struct history_access access;
+        struct proxy_survey survey;
     };
     bool one; /* room/Get was asked for one room, not for an array */
     bool watched;
@@ -79,6 +80,10 @@ void api_history_delete(struct call *call);
 void api_history_mark_read(struct call *call);
 void api_history_unread(struct call *call);
 void api_history_typing(struct call *call);
+/* api_proxy.c */
+void api_proxy_online(struct call *call);
+void api_proxy_connections(struct call *call);
+void api_proxy_kick(struct call *call);
 /* api_frame.c: what WebSocket clients send. The frame() of struct proxy_client_calls; arg is the service. */
 bool api_frame(void *service, struct str account, struct str type, struct json payload, struct proxy_reply *reply);
 

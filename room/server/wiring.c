@@ -112,6 +112,14 @@ static void on_entered_missed(void *arg, uint64_t since_unix_ms)
         proxy_entered_missed(service->proxy, since_unix_ms);
 }
 
+static void on_asked(void *arg, struct str question, struct buf *answer)
+{
+    const struct service *service = arg;
+
+    if (service->proxy)
+        proxy_asked(service->proxy, question, answer);
+}
+
 struct history *wire_history(struct service *service)
 {
     const struct history_events events = {
@@ -124,6 +132,7 @@ struct history *wire_history(struct service *service)
         .entered = on_entered,
         .missed = on_missed,
         .entered_missed = on_entered_missed,
+        .asked = on_asked,
     };
     struct history *history;
 

@@ -213,7 +213,7 @@ def test_its_events_are_those_the_program_can_say():
 def test_the_protocol_tells_every_path():
     text = source("docs/protocol.md")
     for path in DOCUMENT["paths"]:
-        name = path[len("/v1/"):] if path.startswith("/v1/room/") or path.startswith("/v1/history/") else path
+        name = path[len("/v1/"):] if path.startswith(("/v1/room/", "/v1/history/", "/v1/proxy/")) else path
         assert f"`{name}`" in text or f" {name}`" in text, path
 
 
@@ -334,6 +334,9 @@ def test_calls_about_what_was_said_before_answer_as_described(call, room_id):
     call("history/Unread", account_id="bob", room_ids=[room_id])
     call("history/Unread", account_id="bob")
     call("history/Typing", room_id=room_id, account_id="bob")
+    call("proxy/Online", account_ids=["alice", "bob"])
+    call("proxy/Connections", room_id=room_id)
+    call("proxy/Kick", account_id="nobody", platform="web", reason="why")
     call("room/Mute", room_id=room_id, account_ids=["bob", "nobody"], until=253402300799999, by="alice", request_id=roomd.new_id())
     call("room/Mute", room_id=room_id, for_ms=1000)
     call("room/SetRole", room_id=room_id, account_id="bob", role="admin", by="alice")
@@ -368,6 +371,9 @@ def test_refusals_are_as_described(call, room_id, api):
     call("history/MarkRead", 400, room_id=room_id, account_id="alice", read_seq=1000)
     call("history/Unread", 400)
     call("history/Typing", 403, room_id=room_id, account_id="stranger")
+    call("proxy/Online", 400, account_ids="alice")
+    call("proxy/Connections", 404, room_id="s00.01KC46E0D7X8BQXSRB29FJP960")
+    call("proxy/Kick", 400, account_id="@all")
     call("room/Mute", 400, room_id=room_id)
     call("room/SetRole", 403, room_id=room_id, account_id="alice", role="admin")
     call("room/Remove", room_id=room_id)

@@ -67,6 +67,10 @@ static struct {
     struct list queries;                /* struct fake_query */
     bool database_away, followed, deaf; /* deaf: what owners say does not arrive */
     bool overloaded;                    /* as the registry was told */
+    struct history_survey *survey;
+    char question[1024];
+    const char *others_say[4];
+    unsigned others_missing;
     struct {
         struct history_range *range;
         struct entry *entries[512]; /* as they were when it was asked */
@@ -223,6 +227,38 @@ void history_tell_room(struct history *history, struct str room_id, struct str j
 {
     (void)history;
     proxy_ephemeral(world.proxy, room_id, json);
+}
+
+void history_survey_start(struct history *history, struct history_survey *survey)
+{
+    (void)history;
+    assert_null(world.survey);
+    world.survey = survey;
+    snprintf(world.question, sizeof world.question, "%.*s", STR_ARG(survey->question));
+}
+
+void history_survey_forget(struct history_survey *survey)
+{
+    assert_ptr_equal(world.survey, survey);
+    world.survey = NULL;
+}
+
+/* We answer, and others as the test says. */
+static void fake_answer_survey(void)
+{
+    struct history_survey *survey = world.survey;
+    struct buf answer = {0};
+
+    if (!survey)
+        return;
+    proxy_asked(world.proxy, survey->question, &answer);
+    survey->answered(survey, str_of("01KC46E0D7X8BQXSRB29FJP960"), buf_str(&answer));
+    buf_clear(&answer);
+    for (size_t i = 0; i < countof(world.others_say) && world.others_say[i]; i++)
+        survey->answered(survey, str_of("01KC46E0D7X8BQXSRB29FJP961"), str_of(world.others_say[i]));
+    survey->missing = world.others_missing;
+    world.survey = NULL;
+    survey->done(survey, ERR_OK);
 }
 
 static void fake_answer_access(struct history_access *access)
@@ -472,6 +508,7 @@ static void turn(void)
     list_splice_back(&asked, &world.hiddens);
     while ((link = list_pop_front(&asked)))
         fake_answer_hidden(list_entry(link, struct history_hidden, link));
+    fake_answer_survey();
     fake_settle_wires();
     uv_run(&world.loop, UV_RUN_NOWAIT);
 }
@@ -638,6 +675,8 @@ struct client {
     char words[8192];
 };
 
+static const char *ticket_platform = "";
+
 static char *ticket_of(const char *account, enum deliver deliver, bool all, const char *const *rooms)
 {
     static char text[ROOMD_TICKET_MAX_BYTES + 1];
@@ -645,6 +684,7 @@ static char *ticket_of(const char *account, enum deliver deliver, bool all, cons
     size_t len;
 
     ticket->account = (struct roomd_text){account, strlen(account)};
+    ticket->platform = (struct roomd_text){ticket_platform, strlen(ticket_platform)};
     ticket->all = all;
     ticket->deliver = (enum roomd_ticket_deliver)deliver;
     ticket->issued_unix_ms = world.now_ms;
