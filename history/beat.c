@@ -14,10 +14,9 @@
 
 #include "room/base/log.h"
 
-enum {
-    FORGET_MS = 600000, /* a peer that was silent for so long; what it had counted is not remembered */
-    CUT_OFF_MS = 8000,  /* without the database, while others have it */
-};
+#define FORGET_MS 600000 /* a peer that was silent for so long; what it had counted is not remembered */
+/* Without the database, while others have it, for so many times of a lease: they have taken ours by then. */
+#define CUT_OFF_LEASES 2
 
 static void on_timer(uv_timer_t *timer);
 static void beat_send(struct feed *feed);
@@ -280,7 +279,9 @@ static bool others_are_well(const struct feed *feed)
 
 bool feed_says_cut_off(const struct feed *feed)
 {
-    return feed->database_lost_ms && uv_now(feed->history->loop) - feed->database_lost_ms >= CUT_OFF_MS &&
+    uint64_t away_ms = feed->database_lost_ms ? uv_now(feed->history->loop) - feed->database_lost_ms : 0;
+
+    return away_ms >= CUT_OFF_LEASES * (uint64_t)feed->history->config->lease_ttl_ms && away_ms &&
            others_are_well(feed);
 }
 

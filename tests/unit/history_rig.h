@@ -47,6 +47,9 @@ struct rig {
     bool out_of_order;
     char rejected[400];
     size_t lost; /* shards */
+    /* Of tests that want other news than these, and of those that cut the publishing link; NULL: as usual. */
+    void (*listen)(struct history_events *events);
+    const char *publish_url;
 };
 
 const char *cluster_self(const struct cluster *cluster)
@@ -215,6 +218,10 @@ static void rig_start(struct rig *rig)
         .ephemeral = rig_on_ephemeral,
         .epoch = rig_on_epoch};
 
+    if (rig->listen)
+        rig->listen(&events);
+    if (rig->publish_url)
+        link.urls = rig->publish_url;
     assert_int_equal(pg_open(&rig->pg, rig->loop, &pg), ERR_OK);
     assert_int_equal(history_start(&rig->history, rig->loop, &rig->config, rig->pg, &events), ERR_OK);
     assert_int_equal(amqp_link_open(&rig->publish, rig->loop, &link), ERR_OK);
