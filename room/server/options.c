@@ -33,9 +33,7 @@ const char help_text[] =
     "\n"
     "migrate --new-generation: after the database was restored from a backup that is older than what readers have "
     "seen.\n"
-    "Lifts the epoch of every shard above all there were, so that readers are told to forget what the database no "
-    "longer "
-    "knows.\n"
+    "Lifts the epoch of every shard above all there were: readers are told to forget what the database does not know.\n"
     "\n"
     "Exit codes: 0 done, 1 it did not work (the last line says why), 2 wrong command line or configuration.\n";
 
