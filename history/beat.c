@@ -257,6 +257,7 @@ void beat_heard(struct feed *feed, struct feed_peer *peer, const struct feed_bea
     peer->beats = true;
     peer->database_ok = beat->database_ok;
     peer->heard_ms = uv_now(feed->history->loop);
+    feed->complete_ms = history_now_ms(feed->history);
     entered_beat(feed, peer, beat->entered);
     take_followed(feed, peer, beat);
     while (feed_next_held(&rest, &held))

@@ -138,12 +138,25 @@ static void complete(struct feed *feed, struct feed_peer *peer, enum feed_way wa
     peer->complete_ms = history_now_ms(feed->history);
 }
 
+/* What a peer that was never heard before has told cannot be older than itself, and concerns no stream that was here
+ * before we were. */
+static uint64_t first_ms(const struct feed *feed, const struct feed_peer *peer)
+{
+    struct id128 id;
+    uint64_t born_ms = 0;
+
+    if (ulid_read(&id, str_of(peer->id)))
+        for (int i = 0; i < 6; i++)
+            born_ms = born_ms << 8 | id.b[i];
+    return born_ms > feed->connected_ms ? born_ms : feed->connected_ms;
+}
+
 /* A peer not heard before is new when it begins with its first one; else it was there while we did not hear it. */
 static void hear(struct feed *feed, struct feed_peer *peer, enum feed_way way, uint64_t counter, uint64_t expected)
 {
     if (counter != expected || (!peer->entered[way].known && peer->complete_ms)) {
         feed->count.entered_holes += peer->entered[way].known;
-        miss(feed, peer->complete_ms ? peer->complete_ms : feed->complete_ms);
+        miss(feed, peer->complete_ms ? peer->complete_ms : first_ms(feed, peer));
     }
     complete(feed, peer, way, counter);
 }

@@ -94,7 +94,7 @@ void feed_close(struct feed *feed)
 
 void feed_connected(struct feed *feed)
 {
-    feed->complete_ms = history_now_ms(feed->history);
+    feed->connected_ms = feed->complete_ms = history_now_ms(feed->history);
     beat_begin(feed);
 }
 
@@ -254,8 +254,6 @@ static void on_lost(void *owner, enum err err, struct str text)
     log_info("feed.lost", "queue=%s error=%s text=%s", feed->queue, err_code(err), log_quote(text));
     amqp_consumer_free(feed->consumer);
     feed->consumer = NULL;
-    if (feed->state == FEED_OPEN)
-        feed->complete_ms = history_now_ms(feed->history);
     feed_down(feed);
 }
 

@@ -339,6 +339,11 @@ static bool items_good(const struct feed_message *message)
     return good;
 }
 
+bool feed_is_from(struct str body, const char *instance)
+{
+    return body.n >= HEAD_BYTES && body.p[0] == VERSION && memcmp(body.p + 2, instance, FEED_INSTANCE_BYTES) == 0;
+}
+
 enum feed_reading feed_read(struct str body, struct feed_message *message)
 {
     struct taking taking = {body, false};

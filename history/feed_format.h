@@ -125,6 +125,8 @@ struct feed_message {
 enum feed_reading { FEED_GOOD, FEED_BAD, FEED_UNKNOWN };
 /* The slices point into body. FEED_GOOD: all of it is well formed. */
 enum feed_reading feed_read(struct str body, struct feed_message *message);
+/* Is it a message, good or bad, of this instance? */
+bool feed_is_from(struct str body, const char *instance);
 /* false: that was all, or what follows is none. */
 bool feed_next(struct str *items, struct feed_item *item);
 bool feed_next_log(struct str *items, struct feed_log_item *item);

@@ -184,18 +184,19 @@ void feed_delivered(void *owner, const struct amqp_delivery *delivery)
 {
     struct feed *feed = owner;
     struct feed_message message;
-    enum feed_reading reading = feed_read(delivery->body, &message);
+    enum feed_reading reading;
 
+    if (feed_is_from(delivery->body, cluster_self(feed->history->cluster))) {
+        feed->count.own++; /* was shown when it was told */
+        return;
+    }
+    reading = feed_read(delivery->body, &message);
     if (reading == FEED_UNKNOWN) {
         feed->count.unknown++;
         return;
     }
     if (reading == FEED_BAD || delivery->body_bytes > delivery->body.n) {
         feed->count.bad++;
-        return;
-    }
-    if (str_is(message.sender, cluster_self(feed->history->cluster))) {
-        feed->count.own++; /* was shown when it was told */
         return;
     }
     feed->count.in[message.kind]++;

@@ -153,3 +153,34 @@ def test_an_owner_that_alone_lacks_the_database_gives_its_shards_up(new_cluster)
     for stream in (near, far):
         assert {event["seq"]: event["content"] for event in stream.messages(room)} == dict(log)
     assert "another instance holds it under a higher epoch" in owner.log_text()  # told by it, as the registry could not be read
+
+
+@pytest.mark.deadline(90)
+def test_what_a_killed_owner_showed_early_elsewhere_is_made_good_by_the_next(new_cluster):
+    """C12: the instance that shows it takes over, and does not go by what it has shown."""
+    cluster = new_cluster(0, {"shard_count": 2, "lease_ttl_ms": 2000})
+    link, settings = cluster.database_link()
+    owner = cluster.start(settings=settings)
+    room = owner.api.create_room("alice", "bob")["room_id"]
+    assert cluster.owner_of(room) is owner
+    other = cluster.start()
+    early, durable = (cluster.open_stream("bob", [room], endpoint=other, deliver=deliver) for deliver in ("early", "durable"))
+    early.read_type("hello"), durable.read_type("hello")
+    wait_for(lambda: metric(owner, "roomd_feed_shards_told") >= 1)
+    with contextlib.closing(cluster.publisher()) as publisher:
+        publisher.publish(room, "alice", content="0")
+        durable.read_message(room, content="0")
+        link.cut(silently=True)
+        for number in range(1, 20):
+            publisher.publish(room, "alice", content=f"{number}")
+        early.read_message(room, content="19")
+        assert len(durable.messages(room)) == 1
+        owner.kill9()
+        publisher.publish(room, "alice", content="20")
+    for stream in (early, durable):
+        stream.read_message(room, content="20", deadline=30)
+    log = {entry["seq"]: entry["content"] for entry in other.api.pull_all(room)}
+    assert list(log.values()) == [f"{number}" for number in range(21)]
+    shown = {event["seq"]: event["content"] for event in early.messages(room)}  # what came again after a reset is in the place of the first
+    assert shown == log == {event["seq"]: event["content"] for event in durable.messages(room)}
+    assert any(event["type"] == "reset" for event in early.events) and not any(event["type"] == "reset" for event in durable.events)
