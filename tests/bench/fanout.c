@@ -186,12 +186,8 @@ static void churn(struct fanout *fanout)
 {
     struct result result = {0};
 
-    for (uint32_t i = 0; i < fanout->stream_count; i++) {
-        uint32_t room = fanout->streams[i].room;
-
+    for (uint32_t i = 0; i < fanout->stream_count; i++)
         reader_close(&fanout->readers, &fanout->streams[i]);
-        fanout->streams[i].room = room;
-    }
     result_add(&result, "live_s", open_streams(fanout));
     result_print(&result);
 }

@@ -23,9 +23,11 @@ enum reader_state { READER_CONNECTING, READER_ASKED, READER_OPEN, READER_LIVE };
 struct reader {
     int fd;
     enum reader_state state;
-    uint32_t left_n, room; /* room: the caller's */
-    const char *ticket;    /* or, through a gateway: the address it gave (a path) and a session's token */
-    char *left;            /* what has arrived of a frame (SSE: of a line) that is not whole */
+    uint32_t left_n, room;   /* room: the caller's */
+    uint32_t retry_after_ms; /* as the server said before it closed */
+    bool ended;
+    const char *ticket; /* or, through a gateway: the address it gave (a path) and a session's token */
+    char *left;         /* what has arrived of a frame (SSE: of a line) that is not whole */
 };
 
 struct readers {
@@ -36,6 +38,8 @@ struct readers {
     uint64_t bytes;
     char *piece; /* LEFT_MAX + READ_PIECE */
     void (*event)(void *owner, struct reader *reader, const char *json, size_t n);
+    /* The stream was refused, closed or cut; the reader is closed then. NULL: that ends the program. */
+    void (*lost)(void *owner, struct reader *reader, uint32_t retry_after_ms);
     void *owner;
 };
 
@@ -66,11 +70,13 @@ static inline void reader_open(struct readers *readers, struct reader *reader, c
 
 static inline void reader_close(struct readers *readers, struct reader *reader)
 {
+    bool live = reader->state == READER_LIVE;
+
     close(reader->fd);
     free(reader->left);
-    *reader = (struct reader){.fd = -1};
+    *reader = (struct reader){.fd = -1, .room = reader->room};
     readers->opened--;
-    readers->live--;
+    readers->live -= live;
 }
 
 static inline void reader_ask(struct readers *readers, struct reader *reader)
@@ -83,6 +89,10 @@ static inline void reader_ask(struct readers *readers, struct reader *reader)
     socklen_t size = sizeof error;
 
     getsockopt(reader->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error && readers->lost) {
+        reader->ended = true;
+        return;
+    }
     if (error)
         give_up("connect", strerror(error));
     /* A reader that also writes does not acknowledge each segment at once; one that only reads would. */
@@ -108,6 +118,12 @@ static inline void reader_event(struct readers *readers, struct reader *reader, 
 
     if (reader->state == READER_LIVE) {
         readers->event(readers->owner, reader, json, n);
+        return;
+    }
+    if (n >= sizeof error - 1 && !memcmp(json, error, sizeof error - 1) && readers->lost) {
+        const char *at = memmem(json, n, "\"retry_after_ms\":", 17);
+
+        reader->retry_after_ms = at ? (uint32_t)strtoul(at + 17, NULL, 10) : 0;
         return;
     }
     if (n >= sizeof error - 1 && !memcmp(json, error, sizeof error - 1)) {
@@ -145,10 +161,15 @@ static inline size_t frame_read(const uint8_t *p, size_t n, const char **payload
     return n - head < *payload_n ? 0 : head + *payload_n;
 }
 
-static inline void reader_control(struct reader *reader, int opcode, const char *payload, size_t n)
+static inline void reader_control(
+    struct readers *readers, struct reader *reader, int opcode, const char *payload, size_t n)
 {
     uint8_t pong[2 + 4 + 125] = {0x80 | 10, (uint8_t)(0x80 | n)}; /* a mask of zeros changes nothing */
 
+    if (opcode == 8 && readers->lost) {
+        reader->ended = true;
+        return;
+    }
     if (opcode == 8) {
         fprintf(stderr, "code %d %.*s\n", n >= 2 ? (uint8_t)payload[0] << 8 | (uint8_t)payload[1] : 0,
             (int)(n > 2 ? n - 2 : 0), payload + 2);
@@ -171,7 +192,7 @@ static inline size_t reader_frames(struct readers *readers, struct reader *reade
 
         used += length;
         if (opcode != 1) {
-            reader_control(reader, opcode, payload, payload_n);
+            reader_control(readers, reader, opcode, payload, payload_n);
             continue;
         }
         for (const char *end = payload + payload_n, *next; payload < end; payload = next + 1) {
@@ -225,6 +246,10 @@ static inline void reader_read(struct readers *readers, struct reader *reader)
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
+    if (n <= 0 && readers->lost) {
+        reader->ended = true;
+        return;
+    }
     if (n <= 0)
         give_up("stream", n ? strerror(errno) : "ended by the server");
     readers->bytes += (size_t)n;
@@ -259,6 +284,12 @@ static inline bool readers_read(struct readers *readers)
             reader_ask(readers, reader);
         else
             reader_read(readers, reader);
+        if (reader->ended) {
+            uint32_t retry_after_ms = reader->retry_after_ms;
+
+            reader_close(readers, reader);
+            readers->lost(readers->owner, reader, retry_after_ms);
+        }
     }
     return n > 0;
 }
