@@ -111,3 +111,29 @@ def test_a_kill_of_the_owner_resets_or_keeps_what_was_shown_elsewhere(new_cluste
         stream.read_message(room, content="the end")
         assert stream.contiguous(room)
         assert stream.seqs(room)[-1] == last
+
+
+def test_a_storm_is_let_in_bit_by_bit_and_sent_elsewhere(new_cluster):
+    cluster = new_cluster(instances=2, settings={"attach_rate_per_s": 4, "attach_burst": 8, "beat_ms": 200, "lease_ttl_ms": 2000})
+    first, second = cluster.instances
+    api = cluster.api
+    room = api.create_room("ada", "bob")["room_id"]
+    streams = [cluster.open_stream("bob", [room], endpoint=first.url) for _ in range(24)]
+    wait_for(lambda: all(stream.closed or stream.events for stream in streams))
+    refused = [stream for stream in streams if stream.events[0]["type"] == "error"]
+    assert len(streams) - len(refused) >= 8 and len(refused) >= 8
+    for stream in refused:
+        assert stream.events[0]["code"] == "unavailable" and stream.events[0]["retry_after_ms"] > 0
+        assert stream.wait_closed()[0] == 4003
+    later = [stream.events[0]["retry_after_ms"] for stream in refused]
+    assert len(set(later)) > len(later) // 2 and max(later) > 1500, later  # not in step, and no faster than they can be let in
+
+    def offered():
+        return [endpoint["url"] for endpoint in second.api.ok("history/PullByActiveConnection", account_id="bob", rooms=[{"room_id": room}])["endpoints"]]
+
+    wait_for(lambda: offered() == [second.url], what="an instance that turns streams away is not named")
+    wait_for(lambda: set(offered()) == {first.url, second.url}, deadline=20, what="it is named again when their turn is over")
+    api.push(room, "ada", "hello")
+    for stream in streams:
+        if stream not in refused:
+            stream.read_message(room, content="hello")
