@@ -132,13 +132,18 @@ static struct call *call_new(struct calls *calls, struct str room_id)
     return call;
 }
 
-/* Does a queue exist for it? An id whose shard nobody has heard of is no room's. */
-static bool room_possible(const struct calls *calls, struct str room_id)
+/* Does a queue exist for it? An id whose shard nobody has heard of is no room's; an instance that has just started has
+ * not heard of any. */
+static enum err room_possible(const struct calls *calls, struct str room_id)
 {
+    const struct cluster *cluster = calls->history->cluster;
     struct str shard;
 
-    return room_id_read(room_id, &shard) && calls->history->cluster &&
-           cluster_find_shard(calls->history->cluster, shard);
+    if (!room_id_read(room_id, &shard))
+        return ERR_NO_SUCH_ROOM;
+    if (!cluster || !cluster_shard_count(cluster))
+        return ERR_UNAVAILABLE;
+    return cluster_find_shard(cluster, shard) ? ERR_OK : ERR_NO_SUCH_ROOM;
 }
 
 /* ----------------------------------------------------------------------------------------- the line of one room */
@@ -461,14 +466,12 @@ static void call_publish(struct call *call)
     struct str shard;
     char id[ULID_TEXT], reply_to[REPLY_TO_MAX + 1];
     size_t reply_to_n = 0;
-    enum err err = ERR_OK;
+    enum err err = room_possible(calls, call->room_id);
 
     call->state = CALL_PUBLISHED;
     if (call->waits)
         wait_begin(call);
-    if (!room_possible(calls, call->room_id))
-        err = ERR_NO_SUCH_ROOM;
-    else if (call->op)
+    if (!err && call->op)
         err = read_op(call);
     ulid_write(id, call->id);
     call->publishing = true;

@@ -157,7 +157,7 @@ static void room_start(struct attach_room *room)
     const struct view *view = room->sub->view;
     const struct cursor after = room->after, head = room->access.head;
     const struct entry *entry = view_run_get(view, after.seq);
-    bool seen = after.seq == 0 || (entry && entry->epoch <= after.epoch);
+    bool seen = entry && entry->epoch <= after.epoch;
 
     room->valid = after;
     if (after.epoch == UINT64_MAX) /* a bare seq is taken as valid: the latest epoch says just that */
@@ -166,8 +166,12 @@ static void room_start(struct attach_room *room)
         room->by_time = room->attach->resume_ms != 0;
         return;
     }
-    if (seen || (after.seq <= head.seq && after.epoch >= head.epoch))
+    if (after.seq == 0 || (after.seq <= head.seq && after.epoch >= head.epoch))
         return; /* epochs rise with seq: nothing at or below it can be of a later epoch */
+    if (seen) {
+        room->unproven = true; /* it may be taken back before the sub starts: looked at again then */
+        return;
+    }
     if (after.seq > head.seq && (after.epoch == view->epoch || after.epoch == UINT64_MAX)) {
         room->unproven = true; /* early entries of a moment ago, most likely: wait for their COMMIT */
         return;
@@ -456,6 +460,8 @@ static void room_go(struct attach_room *room)
     struct sub *sub = room->sub;
 
     sub_start(sub, room->valid.seq);
+    if ((room->has_after || room->by_time) && !room->unproven)
+        sub->sure = room->valid.seq;
     if (room->reset)
         sub_reset(sub, (struct cursor){sub->view->epoch, room->valid.seq});
     else if (room->unproven)

@@ -172,6 +172,8 @@ struct sub {
     struct view *view;
     struct stream *stream;
     uint64_t seq; /* served up to here; LIVE: the view's done */
+    uint64_t
+        sure; /* its cursor was compared with the log up to here when it came: not taken back with the view's run */
     struct unproven *unproven;
     struct hidden *hidden;      /* entries that its account has hidden from itself; NULL: none */
     uint64_t first_seq;         /* of what its account may see, where that begins at its join; 0: all */

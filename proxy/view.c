@@ -553,8 +553,8 @@ static void tell_reset(struct view *view, struct cursor valid)
 
     for (size_t i = 0; i < countof(told); i++)
         list_for_each (sub, &view->subs[told[i]], view_link)
-            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY &&
-                (sub->state == SUB_LIVE || sub->seq > valid.seq))
+            if (sub->state != SUB_OPENING && sub->stream->deliver == DELIVER_EARLY && !sub->unproven &&
+                (sub->state == SUB_LIVE || sub->seq > (valid.seq > sub->sure ? valid.seq : sub->sure)))
                 sub_reset(sub, (struct cursor){view->epoch, valid.seq});
 }
 

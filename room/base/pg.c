@@ -102,6 +102,7 @@ struct lane {
     struct list waiting;
     struct pg_counters counters;
     bool up;
+    int backend_pid; /* of what was announced last; 0: down */
     void (*changed)(void *arg, bool up, int backend_pid);
     void *changed_arg;
 };
@@ -222,6 +223,8 @@ void pg_on_state(struct pg *pg, enum pg_lane lane, void (*changed)(void *arg, bo
 {
     pg->lanes[lane].changed = changed;
     pg->lanes[lane].changed_arg = arg;
+    if (changed && pg->lanes[lane].up)
+        changed(arg, true, pg->lanes[lane].backend_pid);
 }
 
 struct pg_counters pg_counters(const struct pg *pg, enum pg_lane lane)
@@ -368,8 +371,9 @@ static void lane_announce(struct lane *lane)
     if ((first != NULL) == lane->up)
         return;
     lane->up = first != NULL;
+    lane->backend_pid = first ? PQbackendPID(first->pq) : 0;
     if (lane->changed)
-        lane->changed(lane->changed_arg, lane->up, first ? PQbackendPID(first->pq) : 0);
+        lane->changed(lane->changed_arg, lane->up, lane->backend_pid);
 }
 
 /* --- a connection comes up --- */

@@ -111,7 +111,8 @@ MUST_USE enum err pg_open(
 void pg_close(struct pg *pg);
 bool pg_up(const struct pg *pg, enum pg_lane lane);
 /* News of a lane's connection: up (each time anew; backend pid and start identify the session) or down (a "down"
- * follows the ERR_LOST of what was in flight). One listener per lane. */
+ * follows the ERR_LOST of what was in flight). One listener per lane. What is up already is told at once, from inside.
+ */
 void pg_on_state(struct pg *pg, enum pg_lane lane, void (*changed)(void *arg, bool up, int backend_pid), void *arg);
 struct pg_counters {
     uint64_t statements_total, errors_total, reconnects_total;

@@ -170,6 +170,19 @@ static bool counts_all(void *arg)
     return left[0] == left[1];
 }
 
+/* The program asks for its tables before it has a writer: the session that writes is up when somebody listens. */
+static void a_listener_that_comes_late_is_told_of_the_session_that_is_up(void **state)
+{
+    struct fixture *f = *state;
+
+    NEEDS_DATABASE(f);
+    open_and_wait(f, f->url, (struct pg_settings){0});
+    f->ups = f->backend_pid = 0;
+    pg_on_state(f->pg, PG_WRITE, on_state, f);
+    assert_int_equal(f->ups, 1);
+    assert_true(f->backend_pid > 0);
+}
+
 /* --- order and number --- */
 
 static void ten_thousand_pipelined_reads_are_each_answered_once(void **state)
@@ -819,6 +832,7 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)
     const struct CMUnitTest tests[] = {
+        TEST(a_listener_that_comes_late_is_told_of_the_session_that_is_up),
         TEST(ten_thousand_pipelined_reads_are_each_answered_once),
         TEST(writes_are_answered_in_the_order_of_submission),
         TEST(a_refused_statement_leaves_its_neighbours_alone),

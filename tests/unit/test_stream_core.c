@@ -306,6 +306,30 @@ static void an_early_cursor_is_reset_when_another_owner_puts_other_entries_there
     client_free(alice);
 }
 
+/* An instance that stood still has entries that never came to be; who comes from elsewhere has what is in the log. */
+static void what_an_instance_takes_back_is_not_taken_back_from_who_comes_with_the_log(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice, *bob;
+
+    (void)state;
+    join(room, "bob", 0);
+    log_before(room, 3);
+    bob = listen_to(room, "bob", DELIVER_EARLY, NULL);
+    say_early(room, 2); /* 4, 5 of epoch 1 */
+    turns(3);
+    take_over(room);
+    log_before(room, 6); /* 4 to 9 of epoch 2, and nobody told */
+    alice = listen_to(room, "alice", DELIVER_EARLY, "2:9");
+    turns(6);
+    say_early(room, 1);
+    turns(3);
+    assert_string_equal(transcript(alice), "hello 10 durable:9");
+    assert_non_null(strstr(transcript(bob), "reset:3 4 5 6 7 8 9 10"));
+    client_free(alice);
+    client_free(bob);
+}
+
 static void an_early_cursor_of_a_moment_ago_waits_for_its_commit(void **state)
 {
     struct fake_room *room = room_with("alice");
@@ -807,6 +831,7 @@ int main(void)
         TEST(an_old_cursor_that_is_in_the_log_is_not_reset),
         TEST(a_cursor_above_the_head_is_reset_and_not_silent),
         TEST(an_early_cursor_is_reset_when_another_owner_puts_other_entries_there),
+        TEST(what_an_instance_takes_back_is_not_taken_back_from_who_comes_with_the_log),
         TEST(an_early_cursor_of_a_moment_ago_waits_for_its_commit),
         TEST(history_since_join_is_never_shown_below_the_join),
         TEST(a_removed_account_gets_its_leave_and_nothing_after_it),
