@@ -18,7 +18,7 @@
 #include "room/base/clock.h"
 #include "room/base/log.h"
 #include "room/base/map.h"
-#include "ws_frame.h"
+#include "room/base/ws_frame.h"
 
 struct absent;
 struct audience;

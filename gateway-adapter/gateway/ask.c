@@ -125,32 +125,15 @@ struct roomd_texts ask_texts(struct ask *ask, const char *name, size_t most, boo
     return (struct roomd_texts){0};
 }
 
-static int hex_of(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-}
-
 const char *ask_param(struct ask *ask, const char *name)
 {
-    size_t name_n = strlen(name);
+    struct buf scratch = {0};
+    struct str value;
+    const char *copy =
+        query_find(str_of(ask->query ? ask->query : ""), name, 0, &scratch, &value) ? ask_copy(ask, value) : NULL;
 
-    for (const char *at = ask->query; at && *at; at = strchr(at, '&') ? strchr(at, '&') + 1 : NULL) {
-        size_t n = strcspn(at, "&"), length = 0;
-        char *value;
-
-        if (n <= name_n || at[name_n] != '=' || memcmp(at, name, name_n) != 0)
-            continue;
-        value = ask_keep(ask, n - name_n);
-        for (size_t i = name_n + 1; i < n; i++) {
-            int high = at[i] == '%' && i + 2 < n ? hex_of(at[i + 1]) : -1, low = high >= 0 ? hex_of(at[i + 2]) : -1;
-
-            if (low >= 0)
-                i += 2;
-            value[length++] = (char)(low >= 0 ? high << 4 | low : at[i] == '+' ? ' ' : at[i]);
-        }
-        return value;
-    }
-    return NULL;
+    buf_clear(&scratch);
+    return copy;
 }
 
 uint64_t ask_param_number(struct ask *ask, const char *name, uint64_t most, uint64_t fallback, bool *ok)

@@ -1,12 +1,11 @@
 /* Requests to the BaseService: one connection each, answered whole. */
-#define _GNU_SOURCE /* memmem */
 #include "gateway.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
+#include "answer.h"
 #include "room/base/log.h"
 #include "room/base/mem.h"
 
@@ -176,39 +175,29 @@ static void on_connected(uv_connect_t *connect, int status)
         line_end(line, 0, STR(""));
 }
 
-static size_t number_at(const char *p)
-{
-    size_t number = 0;
-
-    while (*p >= '0' && *p <= '9' && number < ANSWER_MAX_BYTES)
-        number = number * 10 + (size_t)(*p++ - '0');
-    return number;
-}
-
 /* Whole when the connection ends (we asked for that), or its length is there. */
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct line *line = stream->data;
-    const char *body, *length;
-    size_t body_n;
+    struct str head, body;
+    int64_t length;
+    int status;
 
     (void)buf;
     if (n == 0)
         return;
     if (n > 0)
         line->answer.n += (size_t)n;
-    body = line->answer.n ? memmem(line->answer.p, line->answer.n, "\r\n\r\n", 4) : NULL;
-    if (line->answer.n > ANSWER_MAX_BYTES || (n < 0 && !body)) {
+    head = buf_str(&line->answer);
+    head.n = answer_head(head, &status);
+    if (line->answer.n > ANSWER_MAX_BYTES || (n < 0 && !head.n)) {
         line_end(line, 0, STR(""));
         return;
     }
-    if (!body)
+    if (!head.n)
         return;
-    body += 4;
-    body_n = line->answer.n - (size_t)(body - line->answer.p);
-    length = memmem(line->answer.p, (size_t)(body - line->answer.p), "\r\ncontent-length: ", 18);
-    if (!length)
-        length = memmem(line->answer.p, (size_t)(body - line->answer.p), "\r\nContent-Length: ", 18);
-    if (n < 0 || (length && body_n >= number_at(length + 18))) /* digits end with the line */
-        line_end(line, line->answer.n > 12 ? (int)number_at(line->answer.p + 9) : 0, (struct str){body, body_n});
+    body = (struct str){line->answer.p + head.n, line->answer.n - head.n};
+    length = answer_length(head);
+    if (n < 0 || (length >= 0 && body.n >= (size_t)length))
+        line_end(line, status, body);
 }

@@ -7,15 +7,14 @@
  *   up    RESOLVE ─▶ CONNECT ─▶ head ─▶ piece ─▶ written ─▶ piece … ─▶ the answer
  *   down  Pull ─▶ RESOLVE ─▶ CONNECT ─▶ head ─▶ its head ─▶ piece ─▶ written ─▶ piece …
  */
-#define _GNU_SOURCE /* memmem */
 #include "gateway.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
+#include "answer.h"
 #include "room/base/log.h"
 #include "room/base/mem.h"
 
@@ -219,42 +218,15 @@ static void on_piece(void *arg, struct str bytes)
     push(transfer);
 }
 
-/* A header of the BaseService's answer; empty: it has none. */
-static struct str header_of(const struct transfer *transfer, const char *name)
+static struct str head_of(const struct transfer *transfer)
 {
-    const char *at = transfer->answer.p, *stop = at + transfer->body_at, *end;
-    size_t name_n = strlen(name);
-
-    for (; (end = memchr(at, '\n', (size_t)(stop - at))); at = end + 1) {
-        struct str value = {at + name_n + 1, (size_t)(end - at) - name_n - 1};
-
-        if ((size_t)(end - at) <= name_n || at[name_n] != ':' || strncasecmp(at, name, name_n) != 0)
-            continue;
-        while (value.n && *value.p == ' ')
-            value.p++, value.n--;
-        while (value.n && strchr("\r ", value.p[value.n - 1]))
-            value.n--;
-        return value;
-    }
-    return STR("");
-}
-
-static int64_t length_of(const struct transfer *transfer)
-{
-    struct str text = header_of(transfer, "content-length");
-    int64_t length = 0;
-
-    if (!text.n || text.n > 15)
-        return -1;
-    for (size_t i = 0; i < text.n; i++)
-        length = length * 10 + (text.p[i] - '0');
-    return length;
+    return (struct str){transfer->answer.p, transfer->body_at};
 }
 
 static void answer_up(struct transfer *transfer)
 {
     struct str body = {transfer->answer.p + transfer->body_at, transfer->answer.n - transfer->body_at};
-    int64_t length = length_of(transfer);
+    int64_t length = answer_length(head_of(transfer));
     struct http_reply *reply = transfer->reply;
 
     if (length > ANSWER_MAX_BYTES || transfer->answer.n > ANSWER_MAX_BYTES) {
@@ -299,12 +271,12 @@ static void begin_down(struct transfer *transfer)
 {
     static const char *const names[] = {"content-type", "content-range", "accept-ranges", "etag", "last-modified",
         "cache-control", "content-disposition", "content-security-policy", "x-content-type-options"};
-    int64_t length = length_of(transfer);
+    int64_t length = answer_length(head_of(transfer));
     struct buf value = {0};
 
     for (size_t i = 0; i < countof(names); i++) {
         buf_reset(&value);
-        buf_add_str(&value, header_of(transfer, names[i]));
+        buf_add_str(&value, answer_header(head_of(transfer), names[i]));
         buf_char(&value, '\0');
         if (*value.p)
             http_reply_header(transfer->reply, names[i], value.p);
@@ -323,29 +295,17 @@ static void begin_down(struct transfer *transfer)
     pass_down(transfer);
 }
 
-/* Three digits; what is read is no C text. */
-static int status_at(const char *p)
-{
-    int status = 0;
-
-    for (int i = 0; i < 3; i++)
-        status = 10 * status + (p[i] >= '0' && p[i] <= '9' ? p[i] - '0' : 0);
-    return status;
-}
-
 static void on_base_head(struct transfer *transfer)
 {
     struct buf *answer = &transfer->answer;
-    const char *end = answer->n ? memmem(answer->p, answer->n, "\r\n\r\n", 4) : NULL;
 
-    if (!end && (transfer->ended || answer->n > HEAD_MAX_BYTES)) {
+    transfer->body_at = answer_head(buf_str(answer), &transfer->status);
+    if (!transfer->body_at && (transfer->ended || answer->n > HEAD_MAX_BYTES)) {
         transfer_end(transfer);
         return;
     }
-    if (!end)
+    if (!transfer->body_at)
         return;
-    transfer->body_at = (size_t)(end - answer->p) + 4;
-    transfer->status = answer->n > 12 ? status_at(answer->p + 9) : 0;
     if (transfer->up && transfer->status == 100) { /* we did not ask for it, but it may come */
         buf_consume(answer, transfer->body_at);
         transfer->body_at = 0;

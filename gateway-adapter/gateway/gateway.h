@@ -171,7 +171,7 @@ const char *ask_raw(struct ask *ask, const char *name, bool *ok); /* any JSON */
 uint64_t ask_number(struct ask *ask, const char *name, uint64_t most, bool *ok);
 bool ask_flag(struct ask *ask, const char *name, bool *ok);
 struct roomd_texts ask_texts(struct ask *ask, const char *name, size_t most, bool *ok);
-/* A parameter of the query, decoded; NULL: absent. */
+/* A parameter of the query, decoded; NULL: absent, or badly encoded. */
 const char *ask_param(struct ask *ask, const char *name);
 uint64_t ask_param_number(struct ask *ask, const char *name, uint64_t most, uint64_t fallback, bool *ok);
 

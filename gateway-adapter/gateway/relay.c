@@ -1,4 +1,3 @@
-#define _GNU_SOURCE /* memmem */
 #include "relay.h"
 
 #include <assert.h>
@@ -8,6 +7,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "answer.h"
 #include "room/base/log.h"
 #include "room/base/mem.h"
 
@@ -424,23 +424,22 @@ static void on_connected(uv_connect_t *connect, int status)
 
 /* ------------------------------------------------------------------------------------------------------ the answer */
 
+static struct str head_of(const struct order *order)
+{
+    return (struct str){order->head.p, order->body_at};
+}
+
 static void on_answer(struct relay *relay, struct str bytes)
 {
     struct order *order = relay->order;
-    size_t from = order->head.n < 3 ? 0 : order->head.n - 3;
-    const char *end;
 
     buf_add_str(&order->head, bytes);
     if (relay->state == ASKING) {
-        end = order->head.n ? memmem(order->head.p + from, order->head.n - from, "\r\n\r\n", 4) : NULL;
-        if (!end && order->head.n > HEAD_MAX_BYTES) {
+        order->body_at = answer_head(buf_str(&order->head), &order->status);
+        if (order->body_at)
+            on_head(relay);
+        else if (order->head.n > HEAD_MAX_BYTES)
             fail(relay, "answer", "its head is too large");
-            return;
-        }
-        if (!end)
-            return;
-        order->body_at = (size_t)(end - order->head.p) + 4;
-        on_head(relay);
         return;
     }
     if (order->head.n - order->body_at > ANSWER_MAX_BYTES) {
@@ -464,26 +463,6 @@ static void on_answer(struct relay *relay, struct str bytes)
     relay_end(relay);
 }
 
-/* A header of the answer; empty: it has none. */
-static struct str answer_header(const struct order *order, const char *name)
-{
-    size_t name_n = strlen(name);
-    const char *at = memchr(order->head.p, '\n', order->body_at), *end;
-
-    for (; at && (end = memchr(at + 1, '\n', order->body_at - (size_t)(at + 1 - order->head.p))); at = end) {
-        const char *line = at + 1, *value = line + name_n + 1, *stop = end;
-
-        if ((size_t)(end - line) <= name_n || line[name_n] != ':' || strncasecmp(line, name, name_n) != 0)
-            continue;
-        while (value < stop && (*value == ' ' || *value == '\t'))
-            value++;
-        while (stop > value && (stop[-1] == '\r' || stop[-1] == ' '))
-            stop--;
-        return (struct str){value, (size_t)(stop - value)};
-    }
-    return STR("");
-}
-
 static void on_frontend_gone(void *arg)
 {
     struct relay *relay = arg;
@@ -493,36 +472,20 @@ static void on_frontend_gone(void *arg)
     relay_end(relay);
 }
 
-/* The digits it begins with. */
-static int64_t number_of(struct str text)
-{
-    int64_t number = 0;
-
-    for (size_t i = 0; i < text.n && text.p[i] >= '0' && text.p[i] <= '9'; i++)
-        number = number * 10 + (text.p[i] - '0');
-    return number;
-}
-
 static void on_head(struct relay *relay)
 {
     struct order *order = relay->order;
-    struct str length = answer_header(order, "content-length");
-    char status[4] = {0};
 
-    if (order->body_at < 16 || memcmp(order->head.p, "HTTP/1.1 ", 9) != 0) {
+    if (!order->status) {
         fail(relay, "answer", "not HTTP/1.1");
         return;
     }
-    memcpy(status, order->head.p + 9, 3);
-    order->status = atoi(status);
     if (order->status == (relay->kind == RELAY_WEBSOCKET ? 101 : 200) && relay->kind != RELAY_POLL) {
         take_over(relay);
         return;
     }
     relay->state = ANSWERING;
-    order->body_bytes = -1;
-    if (length.n && length.n < 12)
-        order->body_bytes = number_of(length);
+    order->body_bytes = answer_length(head_of(order));
     uv_timer_start(order->timer, on_slow, (uint64_t)relay->relays->hold_max_ms, 0);
     http_reply_on_gone(relay->reply, on_frontend_gone, relay);
     on_answer(relay, STR(""));
@@ -555,7 +518,7 @@ static const struct wire_events wire_events = {.read = pass_up, .written = on_wr
 
 static char *copy_header(const struct order *order, const char *name)
 {
-    struct str value = answer_header(order, name);
+    struct str value = answer_header(head_of(order), name);
 
     return value.n ? xstrndup(value.p, value.n) : NULL;
 }

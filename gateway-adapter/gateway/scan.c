@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "room/base/ws_frame.h"
+
 #define HELD_MAX_BYTES (1u << 20) /* an event is smaller by far */
 
 static const char mark[] = "{\"type\":\"migrate\"";
@@ -17,23 +19,9 @@ static bool is_migrate(struct str event)
 
 void relay_put_frame(struct buf *out, struct str text)
 {
-    unsigned char header[10] = {0x81};
-    size_t n = 2;
+    unsigned char header[WS_HEADER_MAX];
 
-    if (text.n < 126) {
-        header[1] = (unsigned char)text.n;
-    } else if (text.n < 65536) {
-        header[1] = 126;
-        header[2] = (unsigned char)(text.n >> 8);
-        header[3] = (unsigned char)text.n;
-        n = 4;
-    } else {
-        header[1] = 127;
-        for (int i = 0; i < 8; i++)
-            header[2 + i] = (unsigned char)((uint64_t)text.n >> (56 - 8 * i));
-        n = 10;
-    }
-    buf_add(out, header, n);
+    buf_add(out, header, ws_header_write(header, WS_TEXT, text.n));
     buf_add_str(out, text);
 }
 

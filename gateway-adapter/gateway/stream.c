@@ -6,14 +6,13 @@
 #include "gateway.h"
 
 #include <inttypes.h>
-#include <openssl/evp.h>
-#include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "room/base/clock.h"
 #include "room/base/mem.h"
+#include "room/base/ws_frame.h"
 
 #define ENDPOINTS_MOST 8
 #define AFTER_MAX_BYTES 16384
@@ -300,20 +299,6 @@ static void on_farewell(void *owner, struct wire *wire)
         free(owner);
 }
 
-/* RFC 6455 4.2.2 */
-static void accept_of(char accept[29], struct str key)
-{
-    static const char guid[] = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
-    unsigned char hash[SHA_DIGEST_LENGTH];
-    struct buf text = {0};
-
-    buf_add_str(&text, key);
-    buf_text(&text, guid);
-    SHA1((const unsigned char *)text.p, text.n, hash);
-    EVP_EncodeBlock((unsigned char *)accept, hash, sizeof hash);
-    buf_clear(&text);
-}
-
 void stream_refuse(const struct http_request *request, struct http_reply *reply, enum relay_kind kind, enum err err,
     const char *message)
 {
@@ -326,11 +311,10 @@ void stream_refuse(const struct http_request *request, struct http_reply *reply,
         "upgrade", "websocket", "sec-websocket-accept", accept, "sec-websocket-protocol", "roomd.v1.json", NULL};
     struct buf event = {0}, head = {0};
 
-    if (kind != RELAY_WEBSOCKET || !key.n) {
+    if (kind != RELAY_WEBSOCKET || !ws_accept_key(key, accept)) {
         http_reply_error(reply, err, NULL, "%s", message);
         return;
     }
-    accept_of(accept, key);
     if (!http_header(request, "sec-websocket-protocol").n)
         headers[4] = NULL;
     buf_printf(&event, "{\"type\":\"error\",\"code\":\"%s\",\"message\":", err_code(err));

@@ -83,6 +83,8 @@ struct str http_header(const struct http_request *request, const char *name);
  * for repeated ones. */
 bool http_query_param(
     const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value);
+bool query_find(
+    struct str query, const char *name, size_t index, struct buf *scratch, struct str *value); /* the same */
 
 /* --- bodies that are not collected: raw_path --- */
 

@@ -196,7 +196,12 @@ struct str http_header(const struct http_request *request, const char *name)
 bool http_query_param(
     const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value)
 {
-    struct str rest = request->query, pair, key;
+    return query_find(request->query, name, index, scratch, value);
+}
+
+bool query_find(struct str query, const char *name, size_t index, struct buf *scratch, struct str *value)
+{
+    struct str rest = query, pair, key;
     size_t begin = scratch->n;
 
     if (rest.n == 0)

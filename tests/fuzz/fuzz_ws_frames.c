@@ -1,5 +1,5 @@
 /* Any bytes from a WebSocket client: read whole, and in two pieces cut anywhere; both must come to the same end. */
-#include "proxy/ws_frame.h"
+#include "room/base/ws_frame.h"
 
 #include <stdlib.h>
 

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 #include <stdlib.h>
 
-#include "proxy/ws_frame.h"
+#include "room/base/ws_frame.h"
 
 #define MAX 131072
 

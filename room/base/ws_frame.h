@@ -2,10 +2,10 @@
  * RFC 6455 from the server's side: frames that clients send, read without state and without copying; and the key of the
  * handshake. Thread: pure functions.
  */
-#ifndef ROOMD_PROXY_WS_FRAME_H
-#define ROOMD_PROXY_WS_FRAME_H
+#ifndef ROOMD_BASE_WS_FRAME_H
+#define ROOMD_BASE_WS_FRAME_H
 
-#include "room/base/buf.h"
+#include "buf.h"
 
 enum ws_opcode { WS_CONTINUATION = 0, WS_TEXT = 1, WS_BINARY = 2, WS_CLOSE = 8, WS_PING = 9, WS_PONG = 10 };
 
