@@ -338,13 +338,19 @@ static void unproven_ask(struct unproven *unproven)
 
 /*
  * The view has come to where the sub stands. What it has there may be of a later owner, who knew nothing of what the
- * reader was shown: only an entry of the cursor's epoch or an older one proves it, else the log is asked.
+ * reader was shown: only an entry of the cursor's epoch or an older one proves it, there or, as epochs rise with seq,
+ * above it (the run of a view that was made anew begins with the first news). Else the log is asked.
  */
+static bool run_proves(const struct view *view, const struct sub *sub)
+{
+    const struct entry *entry = view_run_get(view, sub->seq > view->run_base ? sub->seq : view->run_base + 1);
+
+    return entry && entry->epoch <= sub->unproven->epoch;
+}
+
 static bool is_proven(struct sub *sub)
 {
-    const struct entry *entry = view_run_get(sub->view, sub->seq);
-
-    if (entry && entry->epoch <= sub->unproven->epoch) {
+    if (run_proves(sub->view, sub)) {
         sub_proven(sub);
         return true;
     }
@@ -358,9 +364,8 @@ static void unproven_checked(struct history_validity *validity, enum err err)
     struct unproven *unproven = container_of(validity, struct unproven, validity);
     struct sub *sub = unproven->sub;
     const struct view *view = sub->view;
-    const struct entry *entry = view_run_get(view, sub->seq);
     struct cursor valid = {view->epoch, validity->valid.seq};
-    bool good = valid.seq >= sub->seq || (entry && entry->epoch <= unproven->epoch);
+    bool good = valid.seq >= sub->seq || run_proves(view, sub);
 
     unproven->asked = false;
     if (err) { /* the wheel asks again */

@@ -552,6 +552,27 @@ static void a_poll_is_held_until_something_comes(void **state)
     client_free(alice);
 }
 
+static void a_poll_that_comes_back_with_an_early_cursor_goes_on_there(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    char position[128];
+    const char *rooms[] = {position, NULL};
+    struct client *alice;
+
+    (void)state;
+    say_early(room, 2); /* what the poll before this one brought; nobody has listened since */
+    snprintf(position, sizeof position, "%s@1:2", room->id);
+    alice = client_open("poll", ticket_of("alice", DELIVER_EARLY, false, rooms));
+    assert_int_equal(alice->reply.status, 0);
+    say_early(room, 1);
+    turns(4);
+    assert_int_equal(alice->reply.status, 200);
+    assert_true(holds(&alice->reply.body, "\"seq\":3,"));
+    assert_false(holds(&alice->reply.body, "reset"));
+    assert_non_null(strstr(alice->reply.body.p, "@1:3\"]"));
+    client_free(alice);
+}
+
 static void a_poll_whose_client_leaves_is_forgotten(void **state)
 {
     struct fake_room *room = room_with("alice");
@@ -845,6 +866,7 @@ int main(void)
         TEST(a_database_that_is_away_delays_catching_up_and_loses_nothing),
         TEST(a_poll_answers_at_once_when_there_is_something),
         TEST(a_poll_is_held_until_something_comes),
+        TEST(a_poll_that_comes_back_with_an_early_cursor_goes_on_there),
         TEST(a_poll_whose_client_leaves_is_forgotten),
         TEST(an_sse_stream_of_one_room_tells_positions_as_ids),
         TEST(websocket_frames_are_answered_in_order_with_their_req_id),
