@@ -530,7 +530,8 @@ struct proxy {
     uint32_t stream_count, told_count, by_transport[TRANSPORTS];
     bool draining, stopping;
     uint64_t drain_until_ms; /* loop clock */
-    uint32_t drain_per_tick;
+    uint64_t drain_began_ms;
+    uint32_t drain_per_s, drain_told; /* streams to be told in a second; that were told */
     void (*drained)(void *arg);
     void *drained_arg;
     struct {

@@ -12,7 +12,7 @@
 #include <time.h>
 
 #define TICK_MS 20
-#define LEAST_PER_TICK 2    /* few streams are not worth waiting for */
+#define LEAST_PER_S 100     /* few streams are not worth waiting for */
 #define CLOSE_FRAMES_MS 500 /* for the close frames to leave */
 #define ROOMS_LOOKED_AT 100 /* when choosing a place for a stream of many rooms */
 
@@ -23,6 +23,7 @@
 #define INSTANCES_MAX 64
 
 static void on_tick(uv_timer_t *timer);
+static void close_the_rest(struct proxy *proxy);
 static void on_over(uv_timer_t *timer);
 
 /* --------------------------------------------------------------- one stream */
@@ -89,22 +90,34 @@ void proxy_take_no_more(struct proxy *proxy)
     uv_timer_stop(&proxy->even_timer);
 }
 
+static bool is_alone(struct proxy *proxy)
+{
+    struct buf json = {0};
+    bool alone = endpoints_write(proxy, &json, NULL, 0, true) == 0;
+
+    buf_clear(&json);
+    return alone;
+}
+
 void proxy_drain(struct proxy *proxy, int64_t within_ms, void (*done)(void *arg), void *arg)
 {
-    uint64_t telling = within_ms > 0 ? (uint64_t)within_ms * 2 / 3 : 0, ticks = telling / TICK_MS + 1;
+    uint64_t telling_ms = within_ms > 0 ? (uint64_t)within_ms * 2 / 3 : 0;
 
     proxy_take_no_more(proxy);
     proxy->drained = done;
     proxy->drained_arg = arg;
-    proxy->drain_until_ms = uv_now(proxy->loop) + (uint64_t)(within_ms > 0 ? within_ms : 0);
+    proxy->drain_began_ms = uv_now(proxy->loop);
+    proxy->drain_until_ms = proxy->drain_began_ms + (uint64_t)(within_ms > 0 ? within_ms : 0);
     /* Those that were told to leave for other reasons are told again: they may have chosen to stay. */
     list_splice_back(&proxy->streams, &proxy->sent_away);
-    proxy->drain_per_tick = (uint32_t)((proxy->stream_count + ticks - 1) / ticks);
-    if (proxy->drain_per_tick < LEAST_PER_TICK)
-        proxy->drain_per_tick = LEAST_PER_TICK;
+    proxy->drain_per_s = (uint32_t)((uint64_t)proxy->stream_count * 1000 / (telling_ms + 1)) + 1;
+    if (proxy->drain_per_s < LEAST_PER_S)
+        proxy->drain_per_s = LEAST_PER_S;
     log_info("proxy.drain", "streams=%u within_ms=%" PRId64 " a_second=%u", proxy->stream_count, within_ms,
-        proxy->drain_per_tick * (1000 / TICK_MS));
-    if (proxy->stream_count)
+        proxy->drain_per_s);
+    if (proxy->stream_count && is_alone(proxy))
+        close_the_rest(proxy);
+    else if (proxy->stream_count)
         uv_timer_start(&proxy->drain_timer, on_tick, 0, TICK_MS);
     else
         uv_timer_start(&proxy->drain_timer, on_over, 0, 0);
@@ -128,7 +141,8 @@ static void close_the_rest(struct proxy *proxy)
 static void on_tick(uv_timer_t *timer)
 {
     struct proxy *proxy = timer->data;
-    uint32_t left = proxy->drain_per_tick;
+    /* By the clock and not by ticks: a busy machine must not leave the last ones untold. */
+    uint64_t due = (uv_now(proxy->loop) - proxy->drain_began_ms + TICK_MS) * proxy->drain_per_s / 1000;
     struct stream *stream;
 
     if (uv_now(proxy->loop) >= proxy->drain_until_ms) {
@@ -138,8 +152,9 @@ static void on_tick(uv_timer_t *timer)
     list_for_each (stream, &proxy->streams, all_link) {
         if (stream->state != STREAM_LIVE) /* opening: its turn comes when it is open */
             continue;
-        if (!left--)
+        if (proxy->drain_told >= due)
             return;
+        proxy->drain_told++;
         if (stream->poll)
             poll_end(stream, ERR_OK, NULL);
         else

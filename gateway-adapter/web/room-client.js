@@ -255,17 +255,21 @@ function openSse(env, target, positions, stream) {
         const response = await post(env, target.sse, target, positions, abort, 'text/event-stream');
         const reader = response.body.getReader();
         const text = new TextDecoder();
-        let rest = '';
+        let rest = '', refusal;
         for (;;) {
             const { done, value } = await reader.read();
             if (done)
-                throw new RequestError('network', 'the stream ended');
+                throw new RequestError(refusal?.code ?? 'network', refusal?.message ?? 'the stream ended');
             stream.first();
             const lines = (rest + text.decode(value, { stream: true })).split('\n');
             rest = lines.pop();
             for (const line of lines)
-                if (line.startsWith('data:'))
-                    stream.event(JSON.parse(line.slice(5)));
+                if (line.startsWith('data:')) {
+                    const event = JSON.parse(line.slice(5));
+                    if (event.type === 'error')
+                        refusal = event; // of the stream: its end follows
+                    stream.event(event);
+                }
         }
     })().catch((error) => abort.signal.aborted || stream.ended(endOf(error)));
     return { close: () => abort.abort() };

@@ -85,13 +85,13 @@ static void streams_are_told_one_after_another_each_its_own_time(void **state)
     (void)state;
     instances_are(1, 0);
     streams_open(300);
-    proxy_drain(world.proxy, 900, on_drained, NULL); /* told within 600 ms: 10 every 20 ms */
+    proxy_drain(world.proxy, 3000, on_drained, NULL); /* told within 2 s */
     turns_for(100);
     before = told();
-    assert_in_range(before, 10, 150);
+    assert_in_range(before, 1, 200);
     turns_until(all_are_told);
-    assert_in_range(within_ms_of(clients[0]), 800, 900);
-    assert_in_range(within_ms_of(clients[client_count - 1]), 150, 400);
+    assert_in_range(within_ms_of(clients[0]), 2000, 3000);
+    assert_in_range(within_ms_of(clients[client_count - 1]), 1, 1100);
     assert_true(within_ms_of(clients[client_count / 2]) > within_ms_of(clients[client_count - 1]));
     assert_false(world.drained);
     streams_leave();
@@ -132,8 +132,8 @@ static void where_nobody_else_lives_streams_are_closed_at_once(void **state)
 
     (void)state;
     instances_are(0, 0);
-    streams_open(3);
-    proxy_drain(world.proxy, 60000, on_drained, NULL);
+    streams_open(100);
+    proxy_drain(world.proxy, 600000, on_drained, NULL);
     turns_until(is_drained);
     assert_true(clock_mono_ms() - began < 5000);
     assert_int_equal(told(), 0);
@@ -248,8 +248,9 @@ static void who_carries_too_much_sends_streams_until_all_have_their_part(void **
     /* 900 in parts of 100 : 100 : 50 */
     turns_for(200);
     assert_in_range(proxy_streams(world.proxy), 358, 361);
-    assert_in_range(fake_instances[1].streams, 350, 370);
-    assert_in_range(fake_instances[2].streams, 170, 190);
+    /* What they say is old by some ticks. */
+    assert_in_range(fake_instances[1].streams, 320, 400);
+    assert_in_range(fake_instances[2].streams, 140, 220);
     streams_leave();
 }
 

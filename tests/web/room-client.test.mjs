@@ -384,6 +384,23 @@ test('a transport that has worked is not given up for one bad try', async () => 
     assert.equal(world.fetches[0].url, 'http://one/sse');
 });
 
+test('a kick is for good on SSE and on polls, too', async () => {
+    const kicked = { code: 'forbidden', message: 'signed in elsewhere' };
+    for (const transport of ['sse', 'poll']) {
+        const world = new World({ transports: [transport] });
+        world.client.start();
+        await settle();
+        if (transport === 'sse')
+            world.fetches[0].answer(new Response(`data: ${JSON.stringify({ type: 'error', ...kicked })}\n\n`));
+        else
+            world.fetches[0].answer(json(403, { error: kicked }));
+        await world.clock.advance(100000);
+        assert.equal(world.fetches.length, 1);
+        assert.deepEqual(world.states.at(-1), ['stopped', null, 'forbidden']);
+        assert.equal(world.clock.pending, 0);
+    }
+});
+
 test('overload is no reason for another transport', async () => {
     const world = new World();
     world.client.start();
