@@ -10,6 +10,7 @@ enum {
     LEAVE_MS = 1000,
     FORGET_MS = 60000, /* a dead instance is shown for so long */
     TICK_MAX_MS = 50,
+    TICK_FINE_MS = 10,
 };
 
 static const struct pg_statement forget_statement = {"cluster_forget", "SELECT cluster_forget($1, $2)", 2};
@@ -22,11 +23,17 @@ static void on_closed(uv_handle_t *handle);
 
 /* --- joining and leaving --- */
 
+static uint64_t tick_ms(const struct cluster *cluster)
+{
+    uint64_t ms = (uint64_t)cluster->beat_ms / 10;
+
+    return ms > TICK_MAX_MS ? TICK_MAX_MS : ms ? ms : 1;
+}
+
 enum err cluster_join(struct cluster **out, uv_loop_t *loop, struct pg *pg, const struct cluster_settings *settings,
     const struct cluster_events *events)
 {
     struct cluster *cluster;
-    uint64_t tick_ms;
 
     if (strlen(settings->instance_name) >= sizeof cluster->name || strlen(settings->url) >= sizeof cluster->url) {
         log_error("cluster.bad_setting", "says=\"instance_name may have 63 bytes, advertise_url 255\"");
@@ -43,10 +50,7 @@ enum err cluster_join(struct cluster **out, uv_loop_t *loop, struct pg *pg, cons
     cluster->tick_boot_ms = clock_boot_ms();
     cluster->weight = settings->weight;
     uv_timer_init(loop, &cluster->tick);
-    tick_ms = (uint64_t)settings->beat_ms / 10;
-    if (tick_ms > TICK_MAX_MS)
-        tick_ms = TICK_MAX_MS;
-    uv_timer_start(&cluster->tick, on_tick, 0, tick_ms ? tick_ms : 1);
+    uv_timer_start(&cluster->tick, on_tick, 0, tick_ms(cluster));
     log_info("cluster.join", "instance=%s name=%s", cluster->id, log_quote(str_of(cluster->name)));
     *out = cluster;
     return ERR_OK;
@@ -129,6 +133,16 @@ void cluster_poll_at(struct cluster *cluster, uint64_t at_ms)
 void cluster_poll_now(struct cluster *cluster)
 {
     cluster_poll_at(cluster, 0);
+}
+
+void cluster_tick_finely(struct cluster *cluster, bool finely)
+{
+    uint64_t ms = tick_ms(cluster);
+
+    if (finely && ms > TICK_FINE_MS)
+        ms = TICK_FINE_MS;
+    if (uv_timer_get_repeat(&cluster->tick) != ms)
+        uv_timer_start(&cluster->tick, on_tick, ms, ms);
 }
 
 void cluster_ready(struct cluster *cluster, bool able)

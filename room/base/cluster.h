@@ -9,6 +9,10 @@
  * beat is missed and its shard's queue has no consumer in two looks 300 ms apart. Takeover runs with a lock_timeout of
  * 300 ms and ends the old owner's backend when that expires (a half-sent batch would hold the fence for ever).
  *
+ * Which shard should be whose follows from the instances' ids and weights (cluster_place.h); what is free goes there,
+ * what another one holds is moved there in order, one at a time in the whole installation (cluster_spread.c). An
+ * instance that cannot consume for two beats gives its shards back when others can, or loses them.
+ *
  * A stopped clock (process or machine stood still for more than lease_ttl_ms by CLOCK_BOOTTIME) is found before the
  * next beat is believed: shards are reported lost unless the re-read rows still name us.
  *
@@ -33,7 +37,8 @@ struct cluster_events {
     /* Nobody renewed that owner's beat: is anybody still consuming the shard's queue? Answer with cluster_probed (later
      * or at once). */
     void (*probe)(void *arg, struct str shard);
-    /* It is ours, and another instance should have it: end it in order, then cluster_release. One at a time. */
+    /* It is ours, and another instance should have it: end it in order, then cluster_release. One at a time, or all
+     * when we cannot consume. Told again after 30 beats. */
     void (*move)(void *arg, struct str shard);
     void *arg;
 };
@@ -41,7 +46,7 @@ struct cluster_events {
 struct cluster_settings {
     const char *instance_name, *url;
     int64_t beat_ms, lease_ttl_ms;
-    int64_t weight; /* how much of the shards and streams it wants, compared with others; 100 is usual */
+    int64_t weight; /* 1 to 10,000: its part of the shards and streams, compared with others; 100 is usual */
 };
 
 struct cluster_instance {

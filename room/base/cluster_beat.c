@@ -72,8 +72,11 @@ static void beat_done(struct pg_query *query, enum err err, const PGresult *resu
     leases_read(cluster, result, row_gone);
     cluster_count_leases(cluster);
     cluster_tell_leases(cluster);
+    cluster_spread(cluster, now);
     if (!cluster->leaving)
-        cluster_judge_leases(cluster);
+        cluster_judge_leases(cluster, now);
+    if (!cluster->leaving)
+        cluster_move_shards(cluster, now);
     if (cluster->leaving)
         return;
     if (cluster->release_wanted)
@@ -107,6 +110,8 @@ static void peer_read(struct cluster *cluster, const PGresult *result, int row, 
     peer->age_ms = pg_get_i64(result, row, AGE_MS);
     peer->beat_ms = pg_get_i64(result, row, BEAT_MS);
     peer->ttl_ms = pg_get_i64(result, row, TTL_MS);
+    peer->fit_since_ms = old ? old->fit_since_ms : 0;
+    peer->unready_since_ms = old ? old->unready_since_ms : 0;
     peer->moved = old && (old->moved || old->beat != peer->beat);
     peer->silent_ms = old && old->beat == peer->beat ? old->silent_ms + counted_ms : 0;
     memcpy(instance->id, peer->id, sizeof instance->id);
@@ -187,6 +192,10 @@ static void lease_read(struct cluster *cluster, struct cluster_shard *shard, str
         lease->looks = 0;
         lease->looking = false;
     }
+    if (strcmp(shard->owner, owner) != 0 || shard->epoch != epoch)
+        cluster->changed_ms = cluster->answered_ms;
+    if (lease->told_ms && strcmp(owner, lease->told_to) == 0)
+        lease->told_ms = 0; /* it arrived */
     if (owner[0] == '\0' || held_ms < 0)
         shard->since_ms = 0;
     else if (shard->since_ms == 0 || shard->epoch != epoch)

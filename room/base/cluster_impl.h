@@ -4,7 +4,8 @@
  *   cluster.c        joining and leaving, what others ask and say, the tick
  *   cluster_beat.c   one poll: our beat out, instances and leases in
  *   cluster_place.c  which instance should have which shard, as a pure function
- *   cluster_lease.c  who should have what; taking, giving back, naming our writing session
+ *   cluster_spread.c who may have shards, who should have which, what moves
+ *   cluster_lease.c  what is free or in doubt; taking, giving back, naming our writing session
  */
 #ifndef ROOMD_BASE_CLUSTER_IMPL_H
 #define ROOMD_BASE_CLUSTER_IMPL_H
@@ -25,7 +26,8 @@ struct peer {
     int64_t age_ms;     /* since its last beat, by the database's clock: a reason to look closer, never to take */
     uint64_t silent_ms; /* time in which our polls were answered and its counter stood */
     bool moved;         /* seen alive, not only found in the table */
-    bool spreads;       /* it says its weight; programs that do not take what is free by a rule of their own */
+    uint64_t fit_since_ms, unready_since_ms; /* monotonic: may have shards, cannot consume; 0: it is not so */
+    bool spreads; /* it says its weight; programs that do not take what is free by a rule of their own */
 };
 
 /* FOREIGN -free or owner dead-> TAKING -> OURS; TAKING -row changed-> FOREIGN; OURS -row names another-> FOREIGN;
@@ -41,7 +43,14 @@ struct lease {
     bool looking;
     int looks; /* in a row that found nobody */
     uint64_t looked_ms;
+    char desired[ULID_TEXT + 1]; /* who should have it; "": nobody can */
+    uint64_t vacant_since_ms;    /* 0: somebody has it */
+    /* Last told to be moved, and where to. */
+    char told_to[ULID_TEXT + 1];
+    uint64_t told_ms;
 };
+
+enum prospect { HELD, IN_DOUBT, VACANT };
 
 struct cluster {
     uv_timer_t tick;
@@ -70,6 +79,8 @@ struct cluster {
     bool answered;                                    /* the last poll was */
     bool joined;                                      /* at least one beat was answered */
     bool urgent;                                      /* something is free or in doubt */
+    bool moving;                                      /* a move is due that is ours to make, or comes to us */
+    uint64_t passing_since_ms, changed_ms;            /* something comes or goes; a lease last changed */
     uint64_t tick_boot_ms;
     unsigned pauses, beat_pauses,
         take_pauses; /* how often we stood still: an answer to a question from before is not believed */
@@ -96,6 +107,7 @@ void cluster_submit(struct cluster *cluster, struct pg_query *query, const struc
 /* Never makes it later; while a poll is under way this is about the one after it. */
 void cluster_poll_at(struct cluster *cluster, uint64_t at_ms);
 void cluster_poll_now(struct cluster *cluster);
+void cluster_tick_finely(struct cluster *cluster, bool finely); /* how exactly polls come at their time */
 /* Finds out whether this process, or the machine, stood still. */
 void cluster_pause_check(struct cluster *cluster);
 void cluster_forget_dead(struct cluster *cluster); /* removes the row of one that is long dead */
@@ -114,9 +126,20 @@ void cluster_count_leases(struct cluster *cluster); /* of each instance */
 /* News of leases to the owner of the cluster, who may leave it while he is told. */
 void cluster_tell_leases(struct cluster *cluster);
 
+/* --- cluster_spread.c --- */
+
+void cluster_spread(struct cluster *cluster, uint64_t now);      /* after a poll: who may and should have what */
+void cluster_move_shards(struct cluster *cluster, uint64_t now); /* and what of it moves now */
+bool cluster_peer_in_doubt(const struct cluster *cluster, const struct peer *peer);
+bool cluster_is_eager(struct cluster *cluster, uint64_t now); /* polls should follow each other closely */
+/* When it will have been able, or not able, to consume for long enough that shards move; 0: that is no question. */
+uint64_t cluster_judged_at_ms(const struct cluster *cluster, size_t i);
+
 /* --- cluster_lease.c --- */
 
-void cluster_judge_leases(struct cluster *cluster); /* looks at what is in doubt, takes what is ours to take */
+enum prospect cluster_lease_prospect(const struct cluster *cluster, const struct cluster_shard *shard);
+void cluster_judge_leases(
+    struct cluster *cluster, uint64_t now); /* looks at what is in doubt, takes what is ours to take */
 void cluster_plan_poll(struct cluster *cluster, uint64_t now);
 void cluster_bind_start(struct cluster *cluster);
 void cluster_release_start(struct cluster *cluster);

@@ -7,6 +7,8 @@ enum {
     LOOK_GAP_MS = 300, /* between two looks at a queue: an owner that changes its channel is back by then */
     LOOK_LOST_MS = 2000,
     LOOKS_NEEDED = 2,
+    UNTAKEN_BEATS = 2, /* who should take a free shard has had time to */
+    EAGER_POLL_MS = 25,
 };
 
 static const struct pg_statement take_statement = {
@@ -22,47 +24,7 @@ static void release_done(struct pg_query *query, enum err err, const PGresult *r
 
 /* --- who should have what --- */
 
-/* Its beat is overdue. Or it is our predecessor at the same address, where two cannot listen; a live one would have
- * moved. */
-static bool peer_in_doubt(const struct cluster *cluster, const struct peer *peer)
-{
-    const struct cluster_instance *instance = &cluster->instances[peer - cluster->peers];
-
-    if (instance->self)
-        return false;
-    if (peer->age_ms * 2 > peer->beat_ms * 3)
-        return true;
-    return !peer->moved && strcmp(instance->url, cluster->url) == 0 && strcmp(peer->id, cluster->id) < 0;
-}
-
-/*
- * Entries do not travel between instances yet: a stream is live only where its room's shard is. So all shards belong
- * together, with who has most of them already (a tie: who was there first); the others stand by and take over when it
- * goes. Each instance finds the same one without asking.
- */
-static bool is_ours_to_take(const struct cluster *cluster)
-{
-    uint32_t own = 0;
-
-    for (size_t i = 0; i < cluster->instance_count; i++)
-        if (cluster->instances[i].self)
-            own = cluster->instances[i].shards;
-    for (size_t i = 0; i < cluster->instance_count; i++) {
-        const struct cluster_instance *instance = &cluster->instances[i];
-        const struct peer *peer = &cluster->peers[i];
-
-        if (instance->self || !instance->ready || instance->draining || cluster_peer_dead(cluster, peer) ||
-            peer_in_doubt(cluster, peer))
-            continue;
-        if (instance->shards > own || (instance->shards == own && strcmp(instance->id, cluster->id) < 0))
-            return false;
-    }
-    return true;
-}
-
-enum prospect { HELD, IN_DOUBT, VACANT };
-
-static enum prospect lease_prospect(const struct cluster *cluster, const struct cluster_shard *shard)
+enum prospect cluster_lease_prospect(const struct cluster *cluster, const struct cluster_shard *shard)
 {
     const struct peer *owner;
 
@@ -71,7 +33,7 @@ static enum prospect lease_prospect(const struct cluster *cluster, const struct 
     owner = cluster_find_peer(cluster, shard->owner);
     if (!owner || cluster_peer_dead(cluster, owner))
         return VACANT;
-    return peer_in_doubt(cluster, owner) ? IN_DOUBT : HELD;
+    return cluster_peer_in_doubt(cluster, owner) ? IN_DOUBT : HELD;
 }
 
 static void look(struct cluster *cluster, size_t i)
@@ -86,19 +48,35 @@ static void look(struct cluster *cluster, size_t i)
     cluster->events.probe(cluster->events.arg, str_of(cluster->shards[i].name));
 }
 
-/* Looks at what is in doubt, marks for taking what is ours to take. */
-void cluster_judge_leases(struct cluster *cluster)
+/* What is placed with us. Also what nobody took for a while: who should have does not. And what names us already. */
+static bool is_ours_to_take(const struct cluster *cluster, size_t i, enum prospect prospect, uint64_t now)
 {
-    bool can = cluster->able && !cluster->draining, any = false;
+    const struct lease *lease = &cluster->leases[i];
+
+    if (!cluster->able || cluster->draining)
+        return false;
+    if (cluster_is_self(cluster, lease->desired) || cluster_is_self(cluster, cluster->shards[i].owner))
+        return true;
+    return prospect == VACANT && now - lease->vacant_since_ms > (uint64_t)cluster->beat_ms * UNTAKEN_BEATS;
+}
+
+/* Looks at what is in doubt, marks for taking what is ours to take. */
+void cluster_judge_leases(struct cluster *cluster, uint64_t now)
+{
+    bool any = false;
 
     cluster->urgent = false;
     for (size_t i = 0; i < cluster->shard_count && !cluster->leaving; i++) {
         struct cluster_shard *shard = &cluster->shards[i];
         struct lease *lease = &cluster->leases[i];
-        enum prospect prospect = lease_prospect(cluster, shard);
+        enum prospect prospect = cluster_lease_prospect(cluster, shard);
 
         if (lease->state == LEASE_LEAVING)
             cluster->urgent = true;
+        if (lease->state != LEASE_FOREIGN || prospect != VACANT)
+            lease->vacant_since_ms = 0;
+        else if (!lease->vacant_since_ms)
+            lease->vacant_since_ms = now;
         if (lease->state != LEASE_FOREIGN || !lease->present)
             continue;
         if (prospect == HELD) {
@@ -107,7 +85,7 @@ void cluster_judge_leases(struct cluster *cluster)
             continue;
         }
         cluster->urgent = true;
-        if (!can || (!cluster_is_self(cluster, shard->owner) && !is_ours_to_take(cluster)))
+        if (!is_ours_to_take(cluster, i, prospect, now))
             continue;
         if (prospect == IN_DOUBT && lease->looks < LOOKS_NEEDED) {
             look(cluster, i);
@@ -138,23 +116,39 @@ void cluster_probed(struct cluster *cluster, struct str name, enum err err, uint
     cluster_poll_at(cluster, lease->looks >= LOOKS_NEEDED ? 0 : lease->looked_ms + LOOK_GAP_MS);
 }
 
+/* The moments at which something is to be judged anew. */
+static uint64_t next_moment(const struct cluster *cluster, size_t i, uint64_t now)
+{
+    const struct peer *peer = &cluster->peers[i];
+    int64_t overdue = peer->beat_ms * 5 / 4 - peer->age_ms + 5;
+    uint64_t moment = now + (uint64_t)cluster->beat_ms, judged = cluster_judged_at_ms(cluster, i);
+
+    if (!cluster->instances[i].self && cluster->instances[i].shards > 0 && overdue > 0 &&
+        now + (uint64_t)overdue < moment)
+        moment = now + (uint64_t)overdue;
+    if (judged > now && judged < moment)
+        moment = judged;
+    return moment;
+}
+
 void cluster_plan_poll(struct cluster *cluster, uint64_t now)
 {
     uint64_t next = now + (uint64_t)cluster->beat_ms;
+    bool eager = cluster_is_eager(cluster, now);
 
     for (size_t i = 0; i < cluster->instance_count; i++) {
-        const struct peer *peer = &cluster->peers[i];
-        int64_t left = peer->beat_ms * 3 / 2 - peer->age_ms + 5;
+        uint64_t moment = next_moment(cluster, i, now);
 
-        if (cluster->instances[i].self || cluster->instances[i].shards == 0)
-            continue;
-        if (cluster->instances[i].draining)
+        if (moment < next)
+            next = moment;
+        if (cluster->instances[i].draining && cluster->instances[i].shards > 0)
             cluster->urgent = true; /* it is about to give back what it holds */
-        if (left > 0 && now + (uint64_t)left < next)
-            next = now + (uint64_t)left; /* the moment from which its beat is overdue */
     }
     if (cluster->urgent && now + CLUSTER_FAST_POLL_MS < next)
         next = now + CLUSTER_FAST_POLL_MS;
+    if (eager && now + EAGER_POLL_MS < next)
+        next = now + EAGER_POLL_MS;
+    cluster_tick_finely(cluster, eager);
     cluster_poll_at(cluster, next);
 }
 
@@ -219,6 +213,7 @@ static void take_done(struct pg_query *query, enum err err, const PGresult *resu
             continue;
         if (epoch >= 0) {
             lease->taken = true;
+            cluster->changed_ms = clock_mono_ms();
             lease->locked = false;
             lease->looks = 0;
             shard->epoch = (uint64_t)epoch;

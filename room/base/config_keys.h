@@ -57,7 +57,7 @@ CONFIG_KEY(dead_letter_keep_ms, MS, "86400000", 60000, 31536000000, "how long se
 /* ownership */
 CONFIG_KEY(beat_ms, MS, "1000", 100, 60000, "how often an instance renews itself in the registry")
 CONFIG_KEY(lease_ttl_ms, MS, "4000", 500, 600000, "an instance silent for so long, by the observer's clock, is dead")
-CONFIG_KEY(weight, INT, "100", 1, 10000, "how much of the shards this instance is given, compared with the others' weights")
+CONFIG_KEY(weight, INT, "100", 1, 10000, "this instance's part of the shards and streams, compared with the others' weights")
 
 /* HTTP */
 CONFIG_KEY(request_max_bytes, BYTES, "1m", 1024, 67108864, "largest request body")

@@ -46,9 +46,6 @@ static bool others_hold_all(const struct cluster *cluster)
     return cluster_shard_count(cluster) > 0;
 }
 
-/* All is well and there is nothing to own: calls are answered, but work is better sent to those who own shards. */
-static const char standby_reason[] = "another instance holds all shards";
-
 /* A sentence for people; NULL: ready. */
 static const char *not_ready_because(const struct service *service)
 {
@@ -62,9 +59,10 @@ static const char *not_ready_because(const struct service *service)
         return history_why_not_ready(service->history);
     if (history_shards_ours(service->history))
         return NULL;
-    return others_hold_all(service->cluster) ? standby_reason
-           : leases_ours(service->cluster)   ? "shards are ours, but none is consumed yet"
-                                             : "no shard has been taken over yet";
+    if (others_hold_all(service->cluster))
+        return NULL; /* calls and streams are served by way of the owners */
+    return leases_ours(service->cluster) ? "shards are ours, but none is consumed yet"
+                                         : "no shard has been taken over yet";
 }
 
 /* The shards we hold: their names, or all that is known of them. */
@@ -95,7 +93,7 @@ static void serve_ready(struct service *service, struct http_reply *reply)
     buf_printf(&json, "{\"ready\":%s,\"instance\":\"%s\",\"name\":", reason ? "false" : "true",
         cluster_self(service->cluster));
     buf_json_string(&json, str_of(service->config->instance_name));
-    buf_printf(&json, ",\"standby\":%s", reason == standby_reason ? "true" : "false");
+    buf_printf(&json, ",\"standby\":%s", others_hold_all(service->cluster) ? "true" : "false");
     buf_printf(&json, ",\"version\":\"%s\",\"broker\":%s,\"database\":%s,\"draining\":%s,\"shards\":[", ROOMD_VERSION,
         history_ready(service->history) ? "true" : "false", cluster_database_ok(service->cluster) ? "true" : "false",
         service->draining ? "true" : "false");

@@ -86,6 +86,7 @@ def close_cluster(cluster):
 def session_cluster(servers):
     cluster = roomd.Cluster(servers, instances=2)
     open_clusters.append(cluster)
+    cluster.wait_spread()
     yield cluster
     close_cluster(cluster)
 

@@ -442,7 +442,7 @@ class Instance:
         except requests.RequestException:
             assert self.alive(), f"{self.name} ended with {self.process.returncode}:\n{self.log_text()[-2000:]}"
             return None
-        return answer.json() if answer.status_code == 200 or answer.json()["standby"] else None
+        return answer.json() if answer.status_code == 200 else None
 
     def wait_ready(self, deadline=30):
         def ready_or_dead():
@@ -598,6 +598,14 @@ class Cluster:
             return None
 
         return wait_for(find, 30, what=f"no owner of {shard}")
+
+    def wait_spread(self, deadline=30):
+        """Until nothing moves any more: every living instance has its share of the shards."""
+        def counts():
+            return [len(instance.readyz()[1]["shards"]) for instance in self.alive]
+
+        total = self.rows("select count(*) from shard_lease")[0][0]
+        wait_for(lambda: sum(counts()) == total and max(counts()) - min(counts()) <= 1, deadline, what="shards spread over the instances")
 
     def publisher(self):
         self._publishers.append(Publisher(self.gateway_url))

@@ -19,11 +19,15 @@ struct node {
     bool relayed;
     struct pg *pg;
     struct cluster *cluster;
-    int taken, lost, probes, left;
+    int taken, lost, probes, left, moves;
+    int64_t weight;         /* 0: the usual one */
     uint64_t epoch[SHARDS]; /* as told by taken; 0 after lost */
     int consumers;          /* what a look finds; -1: the broker does not answer */
     bool late_answers;      /* a look is answered by answer_looks only */
     bool release_on_taken;
+    uint64_t joined_ms;
+    bool gives_all; /* ends all shards at once that are to move */
+    bool follows;   /* ends a shard as soon as it is to move */
 };
 
 struct fixture {
@@ -31,6 +35,8 @@ struct fixture {
     char *url;
     PGconn *own;
     struct node nodes[NODES];
+    int pauses; /* of shards that moved: from the release to the new owner's taken */
+    uint64_t released_ms, longest_pause_ms;
 };
 
 /* --- events --- */
@@ -47,8 +53,35 @@ static void on_taken(void *arg, struct str shard, uint64_t epoch)
     assert_true(epoch > node->epoch[shard_number(shard)]);
     node->epoch[shard_number(shard)] = epoch;
     node->taken++;
+    if (node->fixture->released_ms) {
+        node->fixture->pauses++;
+        if (getenv("ROOMD_TEST_LOG"))
+            print_message("%d ms\n", (int)(clock_mono_ms() - node->fixture->released_ms));
+        if (clock_mono_ms() - node->fixture->released_ms > node->fixture->longest_pause_ms)
+            node->fixture->longest_pause_ms = clock_mono_ms() - node->fixture->released_ms;
+    }
+    node->fixture->released_ms = 0;
     if (node->release_on_taken)
         cluster_release(node->cluster, shard);
+}
+
+/* One at a time: when a shard is to move, all are in somebody's hands. */
+static void on_move(void *arg, struct str shard)
+{
+    struct node *node = arg;
+
+    node->moves++;
+    if (node->gives_all) {
+        node->epoch[shard_number(shard)] = 0;
+        cluster_release(node->cluster, shard);
+    }
+    if (!node->follows)
+        return;
+    assert_int_equal(database_number(node->fixture->own, "SELECT count(*) FROM shard_lease WHERE holder IS NULL"), 0);
+    assert_int_equal(node->fixture->released_ms, 0);
+    node->fixture->released_ms = clock_mono_ms();
+    node->epoch[shard_number(shard)] = 0;
+    cluster_release(node->cluster, shard);
 }
 
 static void on_lost(void *arg, struct str shard)
@@ -89,13 +122,17 @@ static void node_start_as(struct fixture *f, int i, struct times times, const ch
     char address[64];
     struct pg_settings settings = {
         .url = url ? url : f->url, .read_connections = 1, .timeout_ms = 5000, .queue_max = 100};
-    struct cluster_events events = {.taken = on_taken, .lost = on_lost, .probe = on_probe, .arg = node};
+    struct cluster_events events = {
+        .taken = on_taken, .lost = on_lost, .probe = on_probe, .move = on_move, .arg = node};
 
     node->fixture = f;
+    node->joined_ms = clock_mono_ms();
     snprintf(address, sizeof address, "http://%s", name);
     assert_int_equal(pg_open(&node->pg, &f->loop, &settings), ERR_OK);
     assert_int_equal(cluster_join(&node->cluster, &f->loop, node->pg,
-                         &(struct cluster_settings){name, address, times.beat_ms, times.lease_ttl_ms, 100}, &events),
+                         &(struct cluster_settings){
+                             name, address, times.beat_ms, times.lease_ttl_ms, node->weight ? node->weight : 100},
+                         &events),
         ERR_OK);
     free(url);
 }
@@ -169,13 +206,19 @@ static bool beats_reached(void *arg)
     return database_number(beats->f->own, beats->sql) >= beats->until;
 }
 
+static void beats_from_now(struct fixture *f, const struct node *node, int count, struct beats *beats)
+{
+    beats->f = f;
+    snprintf(beats->sql, sizeof beats->sql, "SELECT coalesce(max(beat), 0) FROM instance WHERE id = '%s'",
+        cluster_self(node->cluster));
+    beats->until = database_number(f->own, beats->sql) + count;
+}
+
 static void await_beats(struct fixture *f, const struct node *node, int count)
 {
-    struct beats beats = {.f = f};
+    struct beats beats;
 
-    snprintf(beats.sql, sizeof beats.sql, "SELECT coalesce(max(beat), 0) FROM instance WHERE id = '%s'",
-        cluster_self(node->cluster));
-    beats.until = database_number(f->own, beats.sql) + count;
+    beats_from_now(f, node, count, &beats);
     assert_true(loop_until(&f->loop, beats_reached, &beats, WAIT_MS));
 }
 
@@ -243,7 +286,7 @@ static int end(void **state)
 
 /* --- who gets what --- */
 
-static void the_first_who_can_takes_all_and_a_second_gets_nothing(void **state)
+static void the_first_who_can_takes_all(void **state)
 {
     struct fixture *f = *state;
     struct node *first = &f->nodes[0], *second = &f->nodes[1];
@@ -252,10 +295,10 @@ static void the_first_who_can_takes_all_and_a_second_gets_nothing(void **state)
     NEEDS_DATABASE(f);
     node_start(f, 0, quick);
     await(f, owns_all, first);
-    node_start(f, 1, quick);
+    node_start(f, 1, (struct times){100, 60000});
     await(f, knows_two, second);
     await_beats(f, first, 20);
-    assert_int_equal(owned(first), SHARDS);
+    assert_int_equal(owned(first), SHARDS); /* told to give one away, it does not */
     assert_int_equal(second->taken, 0);
     assert_int_equal(second->probes, 0);
     assert_int_equal(first->lost, 0);
@@ -265,8 +308,230 @@ static void the_first_who_can_takes_all_and_a_second_gets_nothing(void **state)
     assert_true(instances[0].alive && instances[1].alive);
     assert_int_equal(instances[0].shards + instances[1].shards, SHARDS);
     assert_string_equal(cluster_shards(second->cluster)[3].owner, cluster_self(first->cluster));
+    assert_in_range(cluster_shards(second->cluster)[3].since_ms, clock_unix_ms() - 60000, clock_unix_ms());
     assert_string_equal(cluster_find_shard(second->cluster, STR("s03"))->name, "s03");
     assert_null(cluster_find_shard(second->cluster, STR("s3")));
+}
+
+static bool owns_half(void *arg)
+{
+    return owned(arg) == SHARDS / 2;
+}
+
+static void a_second_one_gets_its_share_one_shard_after_another(void **state)
+{
+    struct fixture *f = *state;
+    struct node *first = &f->nodes[0], *second = &f->nodes[1];
+    uint64_t began;
+
+    NEEDS_DATABASE(f);
+    first->follows = true;
+    node_start(f, 0, (struct times){1000, 60000});
+    await(f, owns_all, first);
+    began = clock_mono_ms();
+    node_start(f, 1, (struct times){1000, 60000});
+    await(f, owns_half, second);
+    print_message("its share %d ms after the start, the longest pause of a shard %d ms\n",
+        (int)(clock_mono_ms() - began), (int)f->longest_pause_ms);
+    assert_true(clock_mono_ms() - began >= 2000); /* one that comes and goes moves nothing */
+    assert_int_equal(f->pauses, SHARDS / 2);
+    assert_true(f->longest_pause_ms < 300); /* less by far where nothing else runs */
+    await_beats(f, first, 3);
+    assert_int_equal(first->moves, SHARDS / 2);
+    assert_int_equal(second->moves, 0);
+    assert_int_equal(first->lost + second->lost, 0);
+    assert_int_equal(database_number(f->own, "SELECT max(epoch) FROM shard_lease"), 2);
+}
+
+static bool all_have_a_share(void *arg)
+{
+    struct fixture *f = arg;
+    int sum = 0;
+
+    for (int i = 0; i < NODES; i++) {
+        int count = owned(&f->nodes[i]);
+
+        if (count < SHARDS / NODES || count > SHARDS / NODES + 1)
+            return false;
+        sum += count;
+    }
+    return sum == SHARDS;
+}
+
+static void three_that_start_together_have_a_share_each(void **state)
+{
+    struct fixture *f = *state;
+
+    NEEDS_DATABASE(f);
+    for (int i = 0; i < NODES; i++) {
+        f->nodes[i].follows = true;
+        node_start(f, i, quick);
+    }
+    assert_true(loop_until(&f->loop, all_have_a_share, f, WAIT_MS));
+    for (int i = 0; i < NODES; i++)
+        await_beats(f, &f->nodes[i], 20);
+    assert_true(all_have_a_share(f)); /* and it stays so */
+    assert_int_equal(f->nodes[0].lost + f->nodes[1].lost + f->nodes[2].lost, 0);
+    assert_in_range(database_number(f->own, "SELECT sum(epoch) FROM shard_lease"), SHARDS, 2 * SHARDS);
+}
+
+static bool owns_six(void *arg)
+{
+    return owned(arg) == 6;
+}
+
+static void shares_follow_the_weights(void **state)
+{
+    struct fixture *f = *state;
+
+    NEEDS_DATABASE(f);
+    f->nodes[0].follows = f->nodes[1].follows = true;
+    f->nodes[1].weight = 300;
+    node_start(f, 0, quick);
+    await(f, owns_all, &f->nodes[0]);
+    node_start(f, 1, quick);
+    await(f, owns_six, &f->nodes[1]);
+    await_beats(f, &f->nodes[1], 10);
+    assert_int_equal(owned(&f->nodes[0]), 2);
+}
+
+static bool was_told(void *arg)
+{
+    return ((struct node *)arg)->moves > 0;
+}
+
+static bool was_told_again(void *arg)
+{
+    return ((struct node *)arg)->moves > 1;
+}
+
+/* Who does not end a shard is not told again and again, and nobody asks the database all the time because of it. */
+static void a_move_that_does_not_happen_costs_little(void **state)
+{
+    struct fixture *f = *state;
+    struct node *first = &f->nodes[0], *second = &f->nodes[1];
+    long before;
+
+    NEEDS_DATABASE(f);
+    node_start(f, 0, (struct times){200, 60000});
+    await(f, owns_all, first);
+    node_start(f, 1, (struct times){200, 60000});
+    await(f, was_told, first);
+    assert_false(loop_until(&f->loop, was_told_again, first, 1500)); /* looks closely for a second at most */
+    before = database_number(f->own, "SELECT sum(beat) FROM instance");
+    await_beats(f, second, 5);
+    assert_true(database_number(f->own, "SELECT sum(beat) FROM instance") - before < 20);
+    assert_int_equal(first->moves, 1);
+    assert_int_equal(owned(first), SHARDS);
+}
+
+static void who_cannot_consume_gives_back_and_gets_its_share_again(void **state)
+{
+    struct fixture *f = *state;
+    struct node *first = &f->nodes[0], *second = &f->nodes[1];
+    uint64_t began;
+
+    NEEDS_DATABASE(f);
+    first->follows = true;
+    node_start(f, 0, quick);
+    await(f, owns_all, first);
+    second->consumers = 1; /* nothing is taken from it */
+    node_start(f, 1, quick);
+    await(f, owns_half, second);
+    first->follows = false;
+    first->gives_all = second->follows = true;
+    began = clock_mono_ms();
+    cluster_ready(first->cluster, false);
+    await(f, owns_all, second);
+    assert_true(clock_mono_ms() - began >= 200); /* a connection that comes back soon moves nothing */
+    cluster_ready(first->cluster, true);
+    await(f, owns_half, first);
+    assert_int_equal(owned(second), SHARDS / 2);
+    assert_int_equal(first->lost + second->lost, 0);
+}
+
+/* … and one that does not even give back is robbed, when nobody consumes. */
+static void of_one_that_cannot_consume_the_shards_are_in_doubt(void **state)
+{
+    struct fixture *f = *state;
+    struct node *first = &f->nodes[0], *second = &f->nodes[1];
+
+    NEEDS_DATABASE(f);
+    node_start(f, 0, (struct times){100, 60000});
+    await(f, owns_all, first);
+    second->consumers = 1;
+    node_start(f, 1, (struct times){100, 60000});
+    await(f, knows_two, second);
+    cluster_ready(first->cluster, false);
+    await_beats(f, second, 15);
+    assert_int_equal(second->taken, 0);
+    assert_true(second->probes > 0);
+    second->consumers = 0;
+    await(f, owns_all, second);
+    await(f, owns_nothing, first);
+    assert_int_equal(first->lost, SHARDS);
+}
+
+/* An instance of the test's own, which beats whenever somebody looks, and does nothing else. */
+struct puppet {
+    struct node *watched;
+    const char *beat;
+    struct beats beats; /* of the one that is watched */
+};
+
+static bool owns_all_beside(void *arg)
+{
+    struct puppet *puppet = arg;
+
+    database_run(puppet->watched->fixture->own, puppet->beat);
+    return owned(puppet->watched) == SHARDS;
+}
+
+static bool beats_reached_beside(void *arg)
+{
+    struct puppet *puppet = arg;
+
+    database_run(puppet->watched->fixture->own, puppet->beat);
+    return beats_reached(&puppet->beats);
+}
+
+static void await_beats_beside(struct fixture *f, struct puppet *puppet, int count)
+{
+    beats_from_now(f, puppet->watched, count, &puppet->beats);
+    assert_true(loop_until(&f->loop, beats_reached_beside, puppet, WAIT_MS));
+}
+
+static void what_is_not_taken_by_who_should_is_taken_by_others(void **state)
+{
+    struct fixture *f = *state;
+    struct puppet puppet = {.watched = &f->nodes[0],
+        .beat = "SELECT cluster_beat('Z', 'z', '', 1000, 60000, true, false, 0, 0, 10000, false)"};
+
+    NEEDS_DATABASE(f);
+    database_run(f->own, puppet.beat);
+    node_start(f, 0, (struct times){1000, 60000});
+    assert_true(loop_until(&f->loop, owns_all_beside, &puppet, WAIT_MS));
+    assert_in_range(clock_mono_ms() - f->nodes[0].joined_ms, 2000, WAIT_MS);
+}
+
+static void a_program_from_before_is_given_nothing_and_asked_for_nothing(void **state)
+{
+    struct fixture *f = *state;
+    struct puppet puppet = {
+        .watched = &f->nodes[0], .beat = "SELECT cluster_beat('Z', 'z', '', 1000, 60000, true, false, 0, 0)"};
+    struct node *node = &f->nodes[0];
+
+    NEEDS_DATABASE(f);
+    database_run(f->own, puppet.beat);
+    node_start(f, 0, (struct times){500, 60000});
+    assert_true(loop_until(&f->loop, owns_all_beside, &puppet, WAIT_MS));
+    assert_true(clock_mono_ms() - node->joined_ms < 950); /* not because nobody else wanted them */
+    await_beats_beside(f, &puppet, 3);
+    assert_int_equal(node->moves, 0);
+    database_run(f->own, "UPDATE shard_lease SET holder = 'Z', epoch = epoch + 1 WHERE shard IN ('s00', 's01')");
+    await_beats_beside(f, &puppet, 2);
+    assert_int_equal(node->lost, 2);
+    assert_int_equal(owned(node), SHARDS - 2);
 }
 
 static void who_cannot_consume_takes_nothing(void **state)
@@ -878,7 +1143,15 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)
     const struct CMUnitTest tests[] = {
-        TEST(the_first_who_can_takes_all_and_a_second_gets_nothing),
+        TEST(the_first_who_can_takes_all),
+        TEST(a_second_one_gets_its_share_one_shard_after_another),
+        TEST(three_that_start_together_have_a_share_each),
+        TEST(shares_follow_the_weights),
+        TEST(a_move_that_does_not_happen_costs_little),
+        TEST(who_cannot_consume_gives_back_and_gets_its_share_again),
+        TEST(of_one_that_cannot_consume_the_shards_are_in_doubt),
+        TEST(what_is_not_taken_by_who_should_is_taken_by_others),
+        TEST(a_program_from_before_is_given_nothing_and_asked_for_nothing),
         TEST(who_cannot_consume_takes_nothing),
         TEST(a_race_for_every_shard_has_one_winner_each),
         TEST(two_takes_of_the_same_row_have_one_winner),
