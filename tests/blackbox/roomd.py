@@ -397,7 +397,7 @@ class Instance:
         self.home, self.name, self.port, self.settings = home, name, settings.get("listen_port") or free_port(), settings
         self.url = f"http://127.0.0.1:{self.port}"
         self.config, self.log = home / f"{name}.conf", home / f"{name}.log"
-        self.process, self.ends_are_expected = None, False
+        self.process, self.ends_are_expected, self.program = None, False, None
         self.secrets = ()
         self.write_config()
 
@@ -417,14 +417,14 @@ class Instance:
 
     def command(self, verb):
         """roomd migrate and check-config: (exit code, output)."""
-        done = subprocess.run([ROOMD, verb, "--config", str(self.config)], env=self._environment(), stdin=subprocess.DEVNULL,
+        done = subprocess.run([self.program or ROOMD, verb, "--config", str(self.config)], env=self._environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
         return done.returncode, done.stdout
 
     def start(self, ready=True):
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs already"
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([ROOMD, "serve", "--config", str(self.config)], env=self._environment(), cwd=self.home,
+            self.process = subprocess.Popen([self.program or ROOMD, "serve", "--config", str(self.config)], env=self._environment(), cwd=self.home,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.ends_are_expected = False
         if ready:
@@ -545,10 +545,11 @@ class Cluster:
         for instance in self.instances:
             instance.wait_ready()
 
-    def start(self, name=None, settings=None, ready=True):
-        """One more instance."""
+    def start(self, name=None, settings=None, ready=True, program=None):
+        """One more instance; program: another one than ROOMD_BIN, as while an upgrade goes on."""
         name = name or f"roomd-{len(self.instances) + 1}"
         instance = Instance(self.home, name, {"instance_name": name, **self.settings, **(settings or {})})
+        instance.program = program
         instance.secrets = (self.service_key, self.ticket_key, self.database.password, *self.broker.passwords.values())
         if not self.migrated:
             code, output = instance.command("migrate")

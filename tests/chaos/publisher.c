@@ -7,7 +7,8 @@
  *
  * ROOMS_FILE holds a room id a line. RATE: at most so many new messages a second; 0 or none = as fast as confirms come.
  * Prints the number of confirmed messages once a second, and at the end one line of JSON. Ends with 0 when all are
- * confirmed. Message n goes to room n modulo rooms, with client_msg_id "<sender>-<n>".
+ * confirmed. SIGTERM: no new ones. Message n goes to room n modulo rooms, with client_msg_id "<sender>-<n>"; sent_at is
+ * when it was first sent, and its text names the room (checker.py knows the form).
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@
 struct sending {
     struct amqp_publish publish;
     struct list link; /* ->idle, ->failed (by number), or on its way */
-    uint64_t n;
+    uint64_t n, sent_at;
 };
 
 static struct {
@@ -36,6 +37,7 @@ static struct {
     struct buf body;
     uv_prepare_t turn;
     uv_timer_t tick;
+    uv_signal_t stop;
     uint64_t started_ms;
 } p;
 
@@ -60,8 +62,8 @@ static void send_one(struct sending *sending)
     buf_reset(&p.body);
     buf_printf(&p.body,
         "{\"room_id\":\"%s\",\"sender\":\"%s\",\"kind\":\"text\",\"content\":{\"body\":\"message %" PRIu64
-        " of %s through whatever happens\"},\"client_msg_id\":\"%s-%" PRIu64 "\"}",
-        room, p.sender, sending->n, p.sender, p.sender, sending->n);
+        " of %s in %s\"},\"client_msg_id\":\"%s-%" PRIu64 "\",\"sent_at\":%" PRIu64 "}",
+        room, p.sender, sending->n, p.sender, room, p.sender, sending->n, sending->sent_at);
     sending->publish.done = on_done;
     p.in_flight++;
     amqp_publish(p.link, &sending->publish,
@@ -115,6 +117,7 @@ static void on_turn(uv_prepare_t *turn)
         struct sending *sending = list_entry(at, struct sending, link);
 
         sending->n = p.next++;
+        sending->sent_at = clock_unix_ms();
         send_one(sending);
     }
 }
@@ -129,6 +132,13 @@ static void on_tick(uv_timer_t *timer)
     told_ms = clock_mono_ms();
     printf("%" PRIu64 "\n", p.confirmed);
     fflush(stdout);
+}
+
+static void on_stop(uv_signal_t *handle, int number)
+{
+    (void)handle;
+    (void)number;
+    p.count = p.next;
 }
 
 static bool read_rooms(const char *path)
@@ -177,6 +187,8 @@ int main(int argc, char **argv)
         return 2;
     uv_prepare_init(p.loop, &p.turn);
     uv_prepare_start(&p.turn, on_turn);
+    uv_signal_init(p.loop, &p.stop);
+    uv_signal_start(&p.stop, on_stop, SIGTERM);
     uv_timer_init(p.loop, &p.tick);
     uv_timer_start(&p.tick, on_tick, 10, 10); /* also wakes the loop when messages are due */
     p.started_ms = clock_mono_ms();
