@@ -254,10 +254,12 @@ static void request_write(struct http_conn *http)
     adapter_buf_text(out, op->client->service_key);
     adapter_buf_printf(out, "\r\nContent-Length: %zu\r\n\r\n", op->body.n);
     adapter_buf_add(out, op->body.p, op->body.n);
-    if (out->failed)
+    if (out->failed) {
+        op->call->message = "out of memory";
         call_settle(op, ROOMD_NO_MEMORY);
-    else
+    } else {
         adapter_conn_flush(http->conn);
+    }
 }
 
 static struct http_conn *http_idle(struct roomd_client *client, size_t instance)
@@ -494,11 +496,13 @@ static enum roomd_code error_read(struct roomd_call *call, struct roomd_text bod
     struct roomd_text error = adapter_json_member(body, "error"), text;
     const char *name = NULL;
 
+    call->message = "out of memory";
     if (!arena)
         return ROOMD_NO_MEMORY;
     text = adapter_json_member(error, "code");
-    if (adapter_json_type(text) == ADAPTER_JSON_STRING)
-        name = adapter_json_text(arena, text);
+    if (adapter_json_type(text) == ADAPTER_JSON_STRING && !(name = adapter_json_text(arena, text)))
+        return ROOMD_NO_MEMORY; /* what happened is not known: the service may have done it */
+    call->message = NULL;
     text = adapter_json_member(error, "message");
     if (adapter_json_type(text) == ADAPTER_JSON_STRING)
         call->message = adapter_json_text(arena, text);

@@ -41,18 +41,18 @@ struct adapter_conn_private {
     char why[640];
 };
 
-static void conn_resolved(struct adapter_conn_private *private, struct addrinfo *found, int failed);
-static void conn_try_next(struct adapter_conn_private *private);
+static void conn_resolved(struct adapter_conn_private *self, struct addrinfo *found, int failed);
+static void conn_try_next(struct adapter_conn_private *self);
 static void conn_ready(struct adapter_watch *watch, uint32_t events);
-static void conn_handshake(struct adapter_conn_private *private);
+static void conn_handshake(struct adapter_conn_private *self);
 
-static void conn_break(struct adapter_conn_private *private)
+static void conn_break(struct adapter_conn_private *self)
 {
-    if (private->state == CONN_BROKEN)
+    if (self->state == CONN_BROKEN)
         return;
-    private->state = CONN_BROKEN;
-    if (private->conn->owner)
-    private->conn->events->broken(private->conn->owner, private->why);
+    self->state = CONN_BROKEN;
+    if (self->conn->owner)
+        self->conn->events->broken(self->conn->owner, self->why);
 }
 
 /* ------------------------------------------------------------------ look-up */
@@ -82,21 +82,21 @@ static void *lookup_run(void *arg)
 
 static void lookup_ready(struct adapter_watch *watch, uint32_t events)
 {
-    struct adapter_conn_private *private = container_of(watch, struct adapter_conn_private, watch);
-    struct lookup *lookup = private->lookup;
+    struct adapter_conn_private *self = container_of(watch, struct adapter_conn_private, watch);
+    struct lookup *lookup = self->lookup;
     struct addrinfo *found = lookup->found;
     int failed = lookup->failed;
 
     (void)events;
-    adapter_watch_set(private->conn->client, watch, 0);
+    adapter_watch_set(self->conn->client, watch, 0);
     watch->fd = -1;
     lookup->found = NULL;
-    private->lookup = NULL;
+    self->lookup = NULL;
     lookup_drop(lookup);
-    conn_resolved(private, found, failed);
+    conn_resolved(self, found, failed);
 }
 
-static bool lookup_start(struct adapter_conn_private *private)
+static bool lookup_start(struct adapter_conn_private *self)
 {
     struct lookup *lookup = calloc(1, sizeof(*lookup));
     pthread_attr_t attributes;
@@ -106,14 +106,14 @@ static bool lookup_start(struct adapter_conn_private *private)
     if (!lookup)
         return false;
     atomic_init(&lookup->holders, 2);
-    snprintf(lookup->host, sizeof(lookup->host), "%s", private->address.host);
-    snprintf(lookup->service, sizeof(lookup->service), "%u", private->address.port);
+    snprintf(lookup->host, sizeof(lookup->host), "%s", self->address.host);
+    snprintf(lookup->service, sizeof(lookup->service), "%u", self->address.port);
     lookup->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (lookup->event_fd < 0)
         goto fail_free;
-    private->watch.fd = lookup->event_fd;
-    private->watch.ready = lookup_ready;
-    if (!adapter_watch_set(private->conn->client, &private->watch, EPOLLIN))
+    self->watch.fd = lookup->event_fd;
+    self->watch.ready = lookup_ready;
+    if (!adapter_watch_set(self->conn->client, &self->watch, EPOLLIN))
         goto fail_close;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
@@ -121,63 +121,62 @@ static bool lookup_start(struct adapter_conn_private *private)
     pthread_attr_destroy(&attributes);
     if (failed)
         goto fail_watch;
-    private->lookup = lookup;
+    self->lookup = lookup;
     return true;
 
 fail_watch:
-    adapter_watch_set(private->conn->client, &private->watch, 0);
+    adapter_watch_set(self->conn->client, &self->watch, 0);
 fail_close:
     close(lookup->event_fd);
 fail_free:
-    private
-    ->watch.fd = -1;
+    self->watch.fd = -1;
     free(lookup);
     return false;
 }
 
 /* ------------------------------------------------------------------ opening, in the order the steps run */
 
-static const struct addrinfo *numeric(struct adapter_conn_private *private)
+static const struct addrinfo *numeric(struct adapter_conn_private *self)
 {
     struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV | AI_NUMERICHOST};
     char service[8];
 
-    snprintf(service, sizeof(service), "%u", private->address.port);
-    if (getaddrinfo(private->address.host, service, &hints, &private->found))
-    private->found = NULL;
-    return private->found;
+    snprintf(service, sizeof(service), "%u", self->address.port);
+    if (getaddrinfo(self->address.host, service, &hints, &self->found))
+        self->found = NULL;
+    return self->found;
 }
 
 struct adapter_conn *adapter_conn_open(struct roomd_client *client, const struct adapter_address *address,
     const struct adapter_conn_events *events, void *owner)
 {
     struct adapter_conn *conn = calloc(1, sizeof(*conn));
-    struct adapter_conn_private *private = calloc(1, sizeof(*private));
+    struct adapter_conn_private *self = calloc(1, sizeof(*self));
 
-    if (!conn || !private) {
+    if (!conn || !self) {
         free(conn);
-        free(private);
+        free(self);
         return NULL;
     }
     conn->client = client;
     conn->events = events;
     conn->owner = owner;
     conn->in_max = SIZE_MAX;
-    conn->private = private;
+    conn->self = self;
     conn->heard = conn->sent = client->now;
     adapter_list_init(&conn->dead);
-    private->conn = conn;
-    private->watch.fd = -1;
-    private->address = *address;
-    private->deadline = client->now + CONNECT_MS;
-    if (numeric(private)) { /* the socket is writable, or has an error, on a later turn */
-        private->next = private->found;
-        private->state = CONN_CONNECTING;
-        conn_try_next(private);
-        if (private->watch.fd >= 0)
+    self->conn = conn;
+    self->watch.fd = -1;
+    self->address = *address;
+    self->deadline = client->now + CONNECT_MS;
+    if (numeric(self)) { /* the socket is writable, or has an error, on a later turn */
+        self->next = self->found;
+        self->state = CONN_CONNECTING;
+        conn_try_next(self);
+        if (self->watch.fd >= 0)
             return conn;
-    } else if (lookup_start(private)) {
+    } else if (lookup_start(self)) {
         return conn;
     }
     conn->owner = NULL;
@@ -185,30 +184,30 @@ struct adapter_conn *adapter_conn_open(struct roomd_client *client, const struct
     return NULL;
 }
 
-static void conn_resolved(struct adapter_conn_private *private, struct addrinfo *found, int failed)
+static void conn_resolved(struct adapter_conn_private *self, struct addrinfo *found, int failed)
 {
     if (failed) {
-        snprintf(private->why, sizeof(private->why), "%s: %s", private->address.host, gai_strerror(failed));
-        conn_break(private);
+        snprintf(self->why, sizeof(self->why), "%s: %s", self->address.host, gai_strerror(failed));
+        conn_break(self);
         return;
     }
-    private->found = private->next = found;
-    private->state = CONN_CONNECTING;
-    conn_try_next(private);
-    if (private->watch.fd < 0)
-        conn_break(private);
+    self->found = self->next = found;
+    self->state = CONN_CONNECTING;
+    conn_try_next(self);
+    if (self->watch.fd < 0)
+        conn_break(self);
 }
 
-static void socket_close(struct adapter_conn_private *private)
+static void socket_close(struct adapter_conn_private *self)
 {
-    if (private->watch.fd < 0 || private->lookup)
+    if (self->watch.fd < 0 || self->lookup)
         return;
-    adapter_watch_set(private->conn->client, &private->watch, 0);
-    close(private->watch.fd);
-    private->watch.fd = -1;
+    adapter_watch_set(self->conn->client, &self->watch, 0);
+    close(self->watch.fd);
+    self->watch.fd = -1;
 }
 
-static bool conn_try(struct adapter_conn_private *private, const struct addrinfo *to)
+static bool conn_try(struct adapter_conn_private *self, const struct addrinfo *to)
 {
     int fd = socket(to->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
 
@@ -216,152 +215,152 @@ static bool conn_try(struct adapter_conn_private *private, const struct addrinfo
         goto fail;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    private->watch.fd = fd;
-    private->watch.ready = conn_ready;
+    self->watch.fd = fd;
+    self->watch.ready = conn_ready;
     if ((connect(fd, to->ai_addr, to->ai_addrlen) && errno != EINPROGRESS) ||
-        !adapter_watch_set(private->conn->client, &private->watch, EPOLLOUT))
+        !adapter_watch_set(self->conn->client, &self->watch, EPOLLOUT))
         goto fail;
-    private->deadline = private->conn->client->now + CONNECT_MS;
+    self->deadline = self->conn->client->now + CONNECT_MS;
     return true;
 
 fail:
-    snprintf(private->why, sizeof(private->why), "connect to %s:%u: %s", private->address.host, private->address.port,
-        strerror(errno));
+    snprintf(
+        self->why, sizeof(self->why), "connect to %s:%u: %s", self->address.host, self->address.port, strerror(errno));
     if (fd >= 0)
         close(fd);
-    private->watch.fd = -1;
+    self->watch.fd = -1;
     return false;
 }
 
 /* watch.fd stays -1 when no address is left. */
-static void conn_try_next(struct adapter_conn_private *private)
+static void conn_try_next(struct adapter_conn_private *self)
 {
-    socket_close(private);
-    while (private->next) {
-        const struct addrinfo *to = private->next;
+    socket_close(self);
+    while (self->next) {
+        const struct addrinfo *to = self->next;
 
-        private->next = to->ai_next;
-        if (conn_try(private, to))
+        self->next = to->ai_next;
+        if (conn_try(self, to))
             return;
     }
 }
 
-static void conn_opened(struct adapter_conn_private *private)
+static void conn_opened(struct adapter_conn_private *self)
 {
-    private->state = CONN_OPEN;
-    private->conn->heard = private->conn->sent = private->conn->client->now;
-    adapter_watch_set(private->conn->client, &private->watch, EPOLLIN);
-    private->conn->events->connected(private->conn->owner);
+    self->state = CONN_OPEN;
+    self->conn->heard = self->conn->sent = self->conn->client->now;
+    adapter_watch_set(self->conn->client, &self->watch, EPOLLIN);
+    self->conn->events->connected(self->conn->owner);
 }
 
-static bool tls_start(struct adapter_conn_private *private)
+static bool tls_start(struct adapter_conn_private *self)
 {
     BIO *in = BIO_new(BIO_s_mem()), *out = BIO_new(BIO_s_mem());
     unsigned char ip[16];
 
-    private->ssl = SSL_new(private->conn->client->tls);
-    if (!in || !out || !private->ssl) {
+    self->ssl = SSL_new(self->conn->client->tls);
+    if (!in || !out || !self->ssl) {
         BIO_free(in);
         BIO_free(out);
         return false;
     }
     BIO_set_mem_eof_return(in, -1); /* empty means "later", not "the end" */
-    SSL_set_bio(private->ssl, in, out);
-    if (inet_pton(AF_INET, private->address.host, ip) == 1 || inet_pton(AF_INET6, private->address.host, ip) == 1) {
-        X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(private->ssl), private->address.host);
+    SSL_set_bio(self->ssl, in, out);
+    if (inet_pton(AF_INET, self->address.host, ip) == 1 || inet_pton(AF_INET6, self->address.host, ip) == 1) {
+        X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(self->ssl), self->address.host);
     } else {
-        SSL_set_tlsext_host_name(private->ssl, private->address.host);
-        SSL_set1_host(private->ssl, private->address.host);
+        SSL_set_tlsext_host_name(self->ssl, self->address.host);
+        SSL_set1_host(self->ssl, self->address.host);
     }
-    SSL_set_connect_state(private->ssl);
+    SSL_set_connect_state(self->ssl);
     return true;
 }
 
-static void conn_connected(struct adapter_conn_private *private)
+static void conn_connected(struct adapter_conn_private *self)
 {
     int error = 0;
     socklen_t n = sizeof(error);
 
-    if (getsockopt(private->watch.fd, SOL_SOCKET, SO_ERROR, &error, &n))
+    if (getsockopt(self->watch.fd, SOL_SOCKET, SO_ERROR, &error, &n))
         error = errno;
     if (error) {
-        snprintf(private->why, sizeof(private->why), "connect to %s:%u: %s", private->address.host,
-            private->address.port, strerror(error));
-        conn_try_next(private);
-        if (private->watch.fd < 0)
-            conn_break(private);
+        snprintf(self->why, sizeof(self->why), "connect to %s:%u: %s", self->address.host, self->address.port,
+            strerror(error));
+        conn_try_next(self);
+        if (self->watch.fd < 0)
+            conn_break(self);
         return;
     }
-    if (!private->address.tls) {
-        conn_opened(private);
+    if (!self->address.tls) {
+        conn_opened(self);
         return;
     }
-    private->state = CONN_TLS;
-    if (!tls_start(private)) {
-        snprintf(private->why, sizeof(private->why), "TLS: out of memory");
-        conn_break(private);
+    self->state = CONN_TLS;
+    if (!tls_start(self)) {
+        snprintf(self->why, sizeof(self->why), "TLS: out of memory");
+        conn_break(self);
         return;
     }
-    conn_handshake(private);
+    conn_handshake(self);
 }
 
 void adapter_conn_tick(struct adapter_conn *conn)
 {
-    struct adapter_conn_private *private = conn->private;
+    struct adapter_conn_private *self = conn->self;
 
-    if (private->state != CONN_CONNECTING || conn->client->now < private->deadline || !private->next)
+    if (self->state != CONN_CONNECTING || conn->client->now < self->deadline || !self->next)
         return;
-    snprintf(private->why, sizeof(private->why), "connect to %s: no answer", private->address.host);
-    conn_try_next(private);
-    if (private->watch.fd < 0)
-        conn_break(private);
+    snprintf(self->why, sizeof(self->why), "connect to %s: no answer", self->address.host);
+    conn_try_next(self);
+    if (self->watch.fd < 0)
+        conn_break(self);
 }
 
 /* ------------------------------------------------------------------ bytes */
 
-static void note_errno(struct adapter_conn_private *private, ssize_t result, const char *what)
+static void note_errno(struct adapter_conn_private *self, ssize_t result, const char *what)
 {
     if (result == 0)
-        snprintf(private->why, sizeof(private->why), "closed by the peer");
+        snprintf(self->why, sizeof(self->why), "closed by the peer");
     else
-        snprintf(private->why, sizeof(private->why), "%s: %s", what, strerror(errno));
+        snprintf(self->why, sizeof(self->why), "%s: %s", what, strerror(errno));
 }
 
-static void note_tls(struct adapter_conn_private *private)
+static void note_tls(struct adapter_conn_private *self)
 {
-    long verify = SSL_get_verify_result(private->ssl);
+    long verify = SSL_get_verify_result(self->ssl);
     const char *reason = ERR_reason_error_string(ERR_peek_last_error());
 
     if (verify != X509_V_OK)
-        snprintf(private->why, sizeof(private->why), "TLS: certificate: %s", X509_verify_cert_error_string(verify));
+        snprintf(self->why, sizeof(self->why), "TLS: certificate: %s", X509_verify_cert_error_string(verify));
     else
-        snprintf(private->why, sizeof(private->why), "TLS: %s", reason ? reason : "closed by the peer");
+        snprintf(self->why, sizeof(self->why), "TLS: %s", reason ? reason : "closed by the peer");
 }
 
 /* > 0 sent, 0 later, -1 broken. */
-static ssize_t socket_send(struct adapter_conn_private *private, const char *p, size_t n)
+static ssize_t socket_send(struct adapter_conn_private *self, const char *p, size_t n)
 {
-    ssize_t sent = send(private->watch.fd, p, n, MSG_NOSIGNAL);
+    ssize_t sent = send(self->watch.fd, p, n, MSG_NOSIGNAL);
 
     if (sent >= 0) {
-        private->conn->sent = private->conn->client->now;
+        self->conn->sent = self->conn->client->now;
         return sent;
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
         return 0;
-    note_errno(private, sent, "write");
+    note_errno(self, sent, "write");
     return -1;
 }
 
 /* What OpenSSL wants to send; true when nothing is left. */
-static bool tls_drain(struct adapter_conn_private *private, bool *broken)
+static bool tls_drain(struct adapter_conn_private *self, bool *broken)
 {
-    BIO *out = SSL_get_wbio(private->ssl);
+    BIO *out = SSL_get_wbio(self->ssl);
     char *p;
     long n;
 
     while ((n = BIO_get_mem_data(out, &p)) > 0) {
-        ssize_t sent = socket_send(private, p, (size_t)n);
+        ssize_t sent = socket_send(self, p, (size_t)n);
         char gone[4096];
 
         if (sent <= 0) {
@@ -375,28 +374,32 @@ static bool tls_drain(struct adapter_conn_private *private, bool *broken)
 }
 
 /* Sends what it can; false when broken. */
-static bool bytes_out(struct adapter_conn_private *private)
+static bool bytes_out(struct adapter_conn_private *self)
 {
-    struct adapter_buf *out = &private->conn->out;
+    struct adapter_buf *out = &self->conn->out;
     bool broken = false;
     size_t used = 0;
 
+    if (out->failed) { /* something is missing in it: half of it may not leave */
+        snprintf(self->why, sizeof(self->why), "out of memory");
+        return false;
+    }
     while (used < out->n) {
         size_t n = out->n - used;
         ssize_t sent;
 
-        if (private->ssl) {
-            if (!tls_drain(private, &broken))
+        if (self->ssl) {
+            if (!tls_drain(self, &broken))
                 break;
             ERR_clear_error();
-            sent = SSL_write(private->ssl, out->p + used, n > READ_BYTES ? READ_BYTES : (int)n);
-            if (sent <= 0 && SSL_get_error(private->ssl, (int)sent) != SSL_ERROR_WANT_READ) {
-                note_tls(private);
+            sent = SSL_write(self->ssl, out->p + used, n > READ_BYTES ? READ_BYTES : (int)n);
+            if (sent <= 0 && SSL_get_error(self->ssl, (int)sent) != SSL_ERROR_WANT_READ) {
+                note_tls(self);
                 broken = true;
             }
             sent = sent < 0 ? 0 : sent;
         } else {
-            sent = socket_send(private, out->p + used, n);
+            sent = socket_send(self, out->p + used, n);
             broken = sent < 0;
         }
         if (broken || sent == 0)
@@ -405,173 +408,173 @@ static bool bytes_out(struct adapter_conn_private *private)
     }
     if (used)
         adapter_buf_consume(out, used);
-    if (private->ssl && !broken)
-        tls_drain(private, &broken);
+    if (self->ssl && !broken)
+        tls_drain(self, &broken);
     return !broken;
 }
 
-static void conn_watch(struct adapter_conn_private *private)
+static void conn_watch(struct adapter_conn_private *self)
 {
-    struct adapter_conn *conn = private->conn;
-    bool waits = conn->out.n > 0 || (private->ssl && BIO_ctrl_pending(SSL_get_wbio(private->ssl)) > 0);
+    struct adapter_conn *conn = self->conn;
+    bool waits = conn->out.n > 0 || (self->ssl && BIO_ctrl_pending(SSL_get_wbio(self->ssl)) > 0);
 
-    if (private->state == CONN_OPEN)
-        adapter_watch_set(conn->client, &private->watch,
+    if (self->state == CONN_OPEN)
+        adapter_watch_set(conn->client, &self->watch,
             (conn->in.n < conn->in_max ? (uint32_t)EPOLLIN : 0) | (waits ? (uint32_t)EPOLLOUT : 0));
-    else if (private->state == CONN_TLS)
-        adapter_watch_set(conn->client, &private->watch, (uint32_t)EPOLLIN | (waits ? (uint32_t)EPOLLOUT : 0));
+    else if (self->state == CONN_TLS)
+        adapter_watch_set(conn->client, &self->watch, (uint32_t)EPOLLIN | (waits ? (uint32_t)EPOLLOUT : 0));
 }
 
 void adapter_conn_flush(struct adapter_conn *conn)
 {
-    struct adapter_conn_private *private = conn->private;
+    struct adapter_conn_private *self = conn->self;
 
-    if (private->state != CONN_OPEN)
+    if (self->state != CONN_OPEN)
         return;
-    if (bytes_out(private))
-        conn_watch(private);
+    if (bytes_out(self))
+        conn_watch(self);
     else /* told by the next turn: the socket has an error, or ends, or the peer's last words are still to be read */
-        adapter_watch_set(conn->client, &private->watch, EPOLLIN | EPOLLOUT);
+        adapter_watch_set(conn->client, &self->watch, EPOLLIN | EPOLLOUT);
 }
 
 /* One read from the socket to where it belongs: > 0, 0 later, -1 the end. */
-static ssize_t socket_read(struct adapter_conn_private *private, char *p, size_t n)
+static ssize_t socket_read(struct adapter_conn_private *self, char *p, size_t n)
 {
-    ssize_t got = recv(private->watch.fd, p, n, 0);
+    ssize_t got = recv(self->watch.fd, p, n, 0);
 
     if (got > 0) {
-        private->conn->heard = private->conn->client->now;
+        self->conn->heard = self->conn->client->now;
         return got;
     }
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return 0;
-    note_errno(private, got, "read");
+    note_errno(self, got, "read");
     return -1;
 }
 
-static bool tls_decrypt(struct adapter_conn_private *private)
+static bool tls_decrypt(struct adapter_conn_private *self)
 {
-    struct adapter_buf *in = &private->conn->in;
+    struct adapter_buf *in = &self->conn->in;
 
     for (;;) {
         char *to = adapter_buf_reserve(in, 16 << 10);
         int got, error;
 
         if (!to) {
-            snprintf(private->why, sizeof(private->why), "out of memory");
+            snprintf(self->why, sizeof(self->why), "out of memory");
             return false;
         }
         ERR_clear_error();
-        got = SSL_read(private->ssl, to, 16 << 10);
+        got = SSL_read(self->ssl, to, 16 << 10);
         if (got > 0) {
             in->n += (size_t)got;
             continue;
         }
-        error = SSL_get_error(private->ssl, got);
+        error = SSL_get_error(self->ssl, got);
         if (error == SSL_ERROR_WANT_READ)
             return true;
-        note_tls(private);
+        note_tls(self);
         return false;
     }
 }
 
 /* One portion; *more when there may be another. false: broken. */
-static bool bytes_in(struct adapter_conn_private *private, bool *more)
+static bool bytes_in(struct adapter_conn_private *self, bool *more)
 {
-    struct adapter_buf *in = &private->conn->in;
+    struct adapter_buf *in = &self->conn->in;
     char cipher[16 << 10], *to;
     ssize_t got;
 
     *more = false;
-    if (private->ssl) {
-        got = socket_read(private, cipher, sizeof(cipher));
-        if (got > 0 && BIO_write(SSL_get_rbio(private->ssl), cipher, (int)got) != got) {
-            snprintf(private->why, sizeof(private->why), "out of memory");
+    if (self->ssl) {
+        got = socket_read(self, cipher, sizeof(cipher));
+        if (got > 0 && BIO_write(SSL_get_rbio(self->ssl), cipher, (int)got) != got) {
+            snprintf(self->why, sizeof(self->why), "out of memory");
             return false;
         }
         *more = got == (ssize_t)sizeof(cipher);
-        return got >= 0 && (got == 0 || private->state == CONN_TLS || tls_decrypt(private));
+        return got >= 0 && (got == 0 || self->state == CONN_TLS || tls_decrypt(self));
     }
     to = adapter_buf_reserve(in, READ_BYTES);
     if (!to) {
-        snprintf(private->why, sizeof(private->why), "out of memory");
+        snprintf(self->why, sizeof(self->why), "out of memory");
         return false;
     }
-    got = socket_read(private, to, READ_BYTES);
+    got = socket_read(self, to, READ_BYTES);
     if (got > 0)
         in->n += (size_t)got;
     *more = got == READ_BYTES;
     return got >= 0;
 }
 
-static void conn_read(struct adapter_conn_private *private)
+static void conn_read(struct adapter_conn_private *self)
 {
-    struct adapter_conn *conn = private->conn;
+    struct adapter_conn *conn = self->conn;
     bool more = true;
 
     for (int i = 0; i < READS_A_TURN && more && conn->owner && conn->in.n < conn->in_max; i++) {
         size_t before = conn->in.n;
-        bool ok = bytes_in(private, &more);
+        bool ok = bytes_in(self, &more);
 
         if (conn->in.n > before)
             conn->events->received(conn->owner);
         if (!ok && conn->owner) {
-            conn_break(private);
+            conn_break(self);
             return;
         }
     }
 }
 
-static void conn_handshake(struct adapter_conn_private *private)
+static void conn_handshake(struct adapter_conn_private *self)
 {
     bool broken = false;
     int result, error;
 
     ERR_clear_error();
-    result = SSL_do_handshake(private->ssl);
-    error = SSL_get_error(private->ssl, result);
-    tls_drain(private, &broken);
+    result = SSL_do_handshake(self->ssl);
+    error = SSL_get_error(self->ssl, result);
+    tls_drain(self, &broken);
     if (result != 1 && error != SSL_ERROR_WANT_READ) {
-        note_tls(private);
+        note_tls(self);
         broken = true;
     }
     if (broken) {
-        conn_break(private);
+        conn_break(self);
     } else if (result == 1) {
-        conn_opened(private);
+        conn_opened(self);
         /* What came behind the handshake's last record lies in OpenSSL already. */
-        if (private->conn->owner && private->state == CONN_OPEN && !tls_decrypt(private))
-            conn_break(private);
-        else if (private->conn->owner && private->conn->in.n)
-        private->conn->events->received(private->conn->owner);
+        if (self->conn->owner && self->state == CONN_OPEN && !tls_decrypt(self))
+            conn_break(self);
+        else if (self->conn->owner && self->conn->in.n)
+            self->conn->events->received(self->conn->owner);
     } else {
-        conn_watch(private);
+        conn_watch(self);
     }
 }
 
 static void conn_ready(struct adapter_watch *watch, uint32_t events)
 {
-    struct adapter_conn_private *private = container_of(watch, struct adapter_conn_private, watch);
+    struct adapter_conn_private *self = container_of(watch, struct adapter_conn_private, watch);
     bool more;
 
-    switch (private->state) {
+    switch (self->state) {
     case CONN_CONNECTING:
-        conn_connected(private);
+        conn_connected(self);
         break;
     case CONN_TLS:
-        if (!bytes_in(private, &more))
-            conn_break(private);
+        if (!bytes_in(self, &more))
+            conn_break(self);
         else
-            conn_handshake(private);
+            conn_handshake(self);
         break;
     case CONN_OPEN:
         /* A peer that gives up says why before it closes: read that first, even when writing fails. */
         if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-            conn_read(private);
-        if (private->conn->owner && private->state == CONN_OPEN && events & EPOLLOUT && !bytes_out(private))
-            conn_break(private);
-        if (private->conn->owner)
-            conn_watch(private);
+            conn_read(self);
+        if (self->conn->owner && self->state == CONN_OPEN && events & EPOLLOUT && !bytes_out(self))
+            conn_break(self);
+        if (self->conn->owner)
+            conn_watch(self);
         break;
     case CONN_RESOLVING:
     case CONN_BROKEN:
@@ -581,18 +584,18 @@ static void conn_ready(struct adapter_watch *watch, uint32_t events)
 
 void adapter_conn_drop(struct adapter_conn *conn)
 {
-    struct adapter_conn_private *private = conn->private;
+    struct adapter_conn_private *self = conn->self;
 
     conn->owner = NULL;
-    if (private->lookup) {
-        adapter_watch_set(conn->client, &private->watch, 0);
-        lookup_drop(private->lookup);
-        private->lookup = NULL;
-        private->watch.fd = -1;
+    if (self->lookup) {
+        adapter_watch_set(conn->client, &self->watch, 0);
+        lookup_drop(self->lookup);
+        self->lookup = NULL;
+        self->watch.fd = -1;
     }
-    socket_close(private);
-    private->watch.ready = NULL;
-    private->state = CONN_BROKEN;
+    socket_close(self);
+    self->watch.ready = NULL;
+    self->state = CONN_BROKEN;
     adapter_list_push(&conn->client->dead_conns, &conn->dead);
 }
 
@@ -602,12 +605,12 @@ void adapter_conns_reap(struct roomd_client *client)
         struct adapter_conn *conn = container_of(client->dead_conns.next, struct adapter_conn, dead);
 
         adapter_list_remove(&conn->dead);
-        if (conn->private->found)
-            freeaddrinfo(conn->private->found);
-        SSL_free(conn->private->ssl);
+        if (conn->self->found)
+            freeaddrinfo(conn->self->found);
+        SSL_free(conn->self->ssl);
         adapter_buf_clear(&conn->in);
         adapter_buf_clear(&conn->out);
-        free(conn->private);
+        free(conn->self);
         free(conn);
     }
 }

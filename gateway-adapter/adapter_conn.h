@@ -20,7 +20,7 @@ struct adapter_conn {
     struct adapter_buf in, out; /* append to out, then adapter_conn_flush */
     size_t in_max;              /* reading stops while there are as many bytes in `in` */
     int64_t heard, sent;        /* when bytes last came, left */
-    struct adapter_conn_private *private;
+    struct adapter_conn_private *self;
     struct roomd_link dead; /* the client's */
 };
 

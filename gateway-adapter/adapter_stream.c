@@ -268,7 +268,7 @@ static bool lines_take(struct roomd_stream *stream)
     char *end;
 
     stream->in_event = true;
-    while (!stream->closed && (end = memchr(stream->line.p + used, '\n', stream->line.n - used))) {
+    while (!stream->closed && stream->line.n && (end = memchr(stream->line.p + used, '\n', stream->line.n - used))) {
         size_t n = (size_t)(end - stream->line.p) - used;
 
         if (n && stream->events.event)
@@ -282,7 +282,8 @@ static bool lines_take(struct roomd_stream *stream)
     }
     adapter_buf_consume(&stream->line, used);
     if (stream->line.n > LINE_MAX_BYTES || stream->line.failed) {
-        stream_end(stream, stream->line.failed ? ROOMD_NO_MEMORY : ROOMD_BAD_ANSWER, "an event without end");
+        stream_end(stream, stream->line.failed ? ROOMD_NO_MEMORY : ROOMD_BAD_ANSWER,
+            stream->line.failed ? "out of memory" : "an event without end");
         return false;
     }
     return true;

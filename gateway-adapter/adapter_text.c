@@ -64,6 +64,8 @@ void adapter_buf_printf(struct adapter_buf *buf, const char *format, ...)
 
 void adapter_buf_consume(struct adapter_buf *buf, size_t n)
 {
+    if (n == 0)
+        return; /* it may have no memory at all */
     memmove(buf->p, buf->p + n, buf->n - n);
     buf->n -= n;
 }

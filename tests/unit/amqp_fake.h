@@ -439,6 +439,35 @@ static inline void fake_accept(uv_stream_t *listener, int status)
     uv_read_start((uv_stream_t *)&conn->tcp, fake_alloc, fake_read);
 }
 
+/* --- TLS --- */
+
+/* From now on it speaks TLS, with a new certificate for `host` that stands in the file `path`: whoever trusts that file
+ * trusts it. */
+static inline void fake_use_tls(struct fake *fake, const char *host, const char *path)
+{
+    EVP_PKEY *key = EVP_EC_gen("P-256");
+    X509 *certificate = X509_new();
+    FILE *file = fopen(path, "w");
+
+    X509_set_version(certificate, 2);
+    ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
+    X509_gmtime_adj(X509_getm_notBefore(certificate), -60);
+    X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
+    X509_set_pubkey(certificate, key);
+    X509_NAME_add_entry_by_txt(
+        X509_get_subject_name(certificate), "CN", MBSTRING_ASC, (const unsigned char *)host, -1, -1, 0);
+    X509_set_issuer_name(certificate, X509_get_subject_name(certificate));
+    assert_true(X509_sign(certificate, key, EVP_sha256()) > 0);
+    PEM_write_X509(file, certificate);
+    fclose(file);
+    SSL_CTX_free(fake->tls);
+    fake->tls = SSL_CTX_new(TLS_server_method());
+    assert_int_equal(SSL_CTX_use_certificate(fake->tls, certificate), 1);
+    assert_int_equal(SSL_CTX_use_PrivateKey(fake->tls, key), 1);
+    X509_free(certificate);
+    EVP_PKEY_free(key);
+}
+
 /* --- its life --- */
 
 static inline struct fake *fake_new(void)

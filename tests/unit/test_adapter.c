@@ -386,6 +386,38 @@ static void the_first_broker_is_returned_to_when_it_is_back(void **state)
     free(first);
 }
 
+static void over_tls_nothing_is_said_to_a_peer_that_is_not_the_right_one(void **state)
+{
+    struct site *site = *state;
+    char path[] = "/tmp/test_adapter_XXXXXX", url[64];
+    struct roomd_send one = {.deadline_ms = 300}, two = {.deadline_ms = 300}, three = {0};
+
+    close(mkstemp(path));
+    snprintf(url, sizeof(url), "amqps://localhost:%s", strrchr(site->fake->url, ':') + 1);
+    fake_use_tls(site->fake, "another.example", path); /* a good certificate, of someone else */
+    site_start(site, (struct roomd_settings){.broker_urls = url, .ca_file = path});
+    send_as(site, &one, ROOM_A, "one");
+    until_finished(site, one, ROOMD_UNAVAILABLE);
+    assert_non_null(strstr(roomd_client_broker_problem(site->client), "certificate"));
+    site_stop(site);
+
+    fake_use_tls(site->fake, "localhost", path);
+    site_start(site, (struct roomd_settings){.broker_urls = url}); /* unknown to the system */
+    send_as(site, &two, ROOM_A, "two");
+    until_finished(site, two, ROOMD_UNAVAILABLE);
+    assert_non_null(strstr(roomd_client_broker_problem(site->client), "certificate"));
+    site_stop(site);
+    assert_string_equal(site->fake->user, "");
+
+    site_start(site, (struct roomd_settings){.broker_urls = url, .ca_file = path});
+    send_as(site, &three, ROOM_A, "three");
+    until(site->fake->world, site->fake->published == 1);
+    assert_true(published_is(site, 0, "three"));
+    fake_confirm(site->fake, 1, false, true);
+    until_finished(site, three, ROOMD_OK);
+    unlink(path);
+}
+
 /* --- the spool --- */
 
 static void without_a_broker_a_message_is_spooled_and_a_later_client_sends_it(void **state)
@@ -639,6 +671,7 @@ int main(void)
         WITH_SITE(a_message_that_no_owner_would_take_is_refused_here),
         WITH_SITE(closing_answers_what_is_under_way),
         WITH_SITE(the_first_broker_is_returned_to_when_it_is_back),
+        WITH_SITE(over_tls_nothing_is_said_to_a_peer_that_is_not_the_right_one),
         WITH_SITE(without_a_broker_a_message_is_spooled_and_a_later_client_sends_it),
         WITH_SITE(a_message_in_flight_at_its_deadline_is_spooled_and_sent_again),
         WITH_SITE(a_full_spool_is_no_success),

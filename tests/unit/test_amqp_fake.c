@@ -821,36 +821,6 @@ static void a_closing_consumer_is_closed_when_the_link_breaks(void **state)
 
 /* --- TLS --- */
 
-static EVP_PKEY *tls_key;
-
-static void write_certificate(SSL_CTX *tls, const char *host, const char *path)
-{
-    X509 *certificate = X509_new();
-    FILE *file = fopen(path, "w");
-
-    X509_set_version(certificate, 2);
-    ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
-    X509_gmtime_adj(X509_getm_notBefore(certificate), -60);
-    X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
-    X509_set_pubkey(certificate, tls_key);
-    X509_NAME_add_entry_by_txt(
-        X509_get_subject_name(certificate), "CN", MBSTRING_ASC, (const unsigned char *)host, -1, -1, 0);
-    X509_set_issuer_name(certificate, X509_get_subject_name(certificate));
-    assert_true(X509_sign(certificate, tls_key, EVP_sha256()) > 0);
-    PEM_write_X509(file, certificate);
-    fclose(file);
-    assert_int_equal(SSL_CTX_use_certificate(tls, certificate), 1);
-    assert_int_equal(SSL_CTX_use_PrivateKey(tls, tls_key), 1);
-    X509_free(certificate);
-}
-
-static void use_tls(struct fake *fake, const char *host, const char *path)
-{
-    SSL_CTX_free(fake->tls);
-    fake->tls = SSL_CTX_new(TLS_server_method());
-    write_certificate(fake->tls, host, path);
-}
-
 static void tls_carries_much_both_ways_and_trusts_only_the_right_peer(void **state)
 {
     struct fake *fake = *state;
@@ -861,15 +831,14 @@ static void tls_carries_much_both_ways_and_trusts_only_the_right_peer(void **sta
     struct amqp_message big = {.exchange = STR("x"), .body = {xcalloc(1, 100000), 100000}};
 
     close(mkstemp(path));
-    tls_key = EVP_EC_gen("P-256");
     snprintf(fake->urls, sizeof(fake->urls), "amqps://localhost:%s", strrchr(fake->url, ':') + 1);
     settings.ca_file = path;
 
-    use_tls(fake, "another.example", path); /* a good certificate, of someone else */
+    fake_use_tls(fake, "another.example", path); /* a good certificate, of someone else */
     fake_connect_with(fake, &settings);
     until(fake->world, fake->connections >= 2);
     world_close_link(fake->world);
-    use_tls(fake, "localhost", path);
+    fake_use_tls(fake, "localhost", path);
     settings.ca_file = ""; /* unknown to the system */
     fake_connect_with(fake, &settings);
     int before = fake->connections;
@@ -903,7 +872,6 @@ static void tls_carries_much_both_ways_and_trusts_only_the_right_peer(void **sta
     until(fake->world, fake->goodbyes == 1);
     free((void *)(uintptr_t)big.body.p);
     buf_clear(&reader.body);
-    EVP_PKEY_free(tls_key);
     unlink(path);
 }
 
