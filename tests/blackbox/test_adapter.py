@@ -4,7 +4,10 @@ import os
 import pathlib
 import re
 import signal
+import socket
+import ssl
 import subprocess
+import threading
 import time
 
 import pytest
@@ -48,6 +51,88 @@ class Sender:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
+
+
+class TlsWay:
+    """TLS before a plain port of this machine, with a certificate of `folder`."""
+
+    def __init__(self, port, folder, certificate="server"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{certificate}.pem", folder / f"{certificate}.key")
+        self.context, self.target, self.plain_bytes = context, port, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near = self.listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=[near], daemon=True).start()
+
+    def _carry(self, near):
+        try:
+            near = self.context.wrap_socket(near, server_side=True)
+            far = socket.create_connection(("127.0.0.1", self.target))
+        except OSError:
+            near.close()
+            return
+        # One thread for both: a TLS socket is not to be used by two at once.
+        near.settimeout(0.005)
+        far.setblocking(False)
+        try:
+            while True:
+                for source, sink in ((near, far), (far, near)):
+                    try:
+                        data = source.recv(65536)
+                    except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
+                        continue
+                    if not data:
+                        return
+                    self.plain_bytes += len(data)
+                    sink.settimeout(10)
+                    sink.sendall(data)
+                    near.settimeout(0.005)
+                    far.setblocking(False)
+        except OSError:
+            pass
+        finally:
+            near.close()
+            far.close()
+
+    def close(self):
+        self.listener.close()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A private CA (ca.pem), and what it has signed: server (localhost and 127.0.0.1) and another (another.example)."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=a private CA", "-keyout", "ca.key", "-out", "ca.pem")
+    for name, names in (("server", "DNS:localhost,IP:127.0.0.1"), ("another", "DNS:another.example")):
+        (folder / f"{name}.ext").write_text(f"subjectAltName={names}\n")
+        openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext", "-out", f"{name}.pem")
+    return folder
+
+
+@pytest.fixture
+def tls_way(certificates):
+    mine = []
+
+    def make(port, certificate="server"):
+        mine.append(TlsWay(port, certificates, certificate))
+        return mine[-1]
+
+    yield make
+    for one in mine:
+        one.close()
 
 
 def in_log(cluster, rooms, count, deadline=60):
@@ -94,6 +179,30 @@ def test_every_call_of_the_library_works_with_the_service(cluster):
     done = subprocess.run([needed(BUILD / "test_adapter_live")], capture_output=True, text=True, timeout=100, env=dict(os.environ,
         ROOMD_TEST_INSTANCE_URLS=cluster.api.url, ROOMD_TEST_SERVICE_KEY=cluster.api.key, ROOMD_TEST_GATEWAY_URL=cluster.gateway_url))
     assert done.returncode == 0 and "[  PASSED  ]" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def live_over_tls(cluster, instance, broker, ca_file, call_ms=10_000):
+    """The test program's exit code and what it says, with both ways through TLS."""
+    amqp = cluster.gateway_url.replace("amqp://", "amqps://").replace(f"127.0.0.1:{cluster.servers.broker.port}", f"localhost:{broker.port}")
+    done = subprocess.run([needed(BUILD / "test_adapter_live")], capture_output=True, text=True, timeout=100, env=dict(os.environ, ROOMD_TEST_CA_FILE=str(ca_file), ROOMD_TEST_CALL_MS=str(call_ms),
+        ROOMD_TEST_INSTANCE_URLS=f"https://127.0.0.1:{instance.port}", ROOMD_TEST_SERVICE_KEY=cluster.api.key, ROOMD_TEST_GATEWAY_URL=amqp))
+    assert not roomd.SANITIZER.search(done.stderr), done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_call_and_message_goes_over_tls_with_a_private_ca(cluster, certificates, tls_way):
+    instance, broker = tls_way(cluster.instances[0].port), tls_way(cluster.servers.broker.port)
+    code, said = live_over_tls(cluster, instance, broker, certificates / "ca.pem")
+    assert code == 0 and "[  PASSED  ]" in said, said
+    assert instance.plain_bytes and broker.plain_bytes
+
+
+@pytest.mark.parametrize("certificate, ca", [("another", "ca.pem"), ("server", "another.pem")])
+def test_over_tls_nothing_is_said_to_an_instance_that_is_another(cluster, certificates, tls_way, certificate, ca):
+    instance, broker = tls_way(cluster.instances[0].port, certificate), tls_way(cluster.servers.broker.port, certificate)
+    code, said = live_over_tls(cluster, instance, broker, certificates / ca, call_ms=500)
+    assert code != 0 and "unavailable" in said, said
+    assert not instance.plain_bytes and not broker.plain_bytes
 
 
 def test_the_calls_have_every_field_of_the_protocol():

@@ -1,6 +1,7 @@
 /*
  * Every call of the adapter library with a real service, named by ROOMD_TEST_INSTANCE_URLS, ROOMD_TEST_SERVICE_KEY and
- * ROOMD_TEST_GATEWAY_URL (the broker, as a gateway may use it); without them the test skips.
+ * ROOMD_TEST_GATEWAY_URL (the broker, as a gateway may use it); without them the test skips. ROOMD_TEST_CA_FILE: whom
+ * to trust over TLS; ROOMD_TEST_CALL_MS: the calls' deadline.
  * tests/blackbox/test_adapter.py gives them.
  */
 #define _GNU_SOURCE /* memmem */
@@ -234,7 +235,8 @@ static int open_client(void **state)
     struct roomd_settings settings = {.instance_urls = getenv("ROOMD_TEST_INSTANCE_URLS"),
         .service_key = getenv("ROOMD_TEST_SERVICE_KEY"),
         .broker_urls = getenv("ROOMD_TEST_GATEWAY_URL"),
-        .call_ms = 30000,
+        .ca_file = getenv("ROOMD_TEST_CA_FILE"),
+        .call_ms = getenv("ROOMD_TEST_CALL_MS") ? atoi(getenv("ROOMD_TEST_CALL_MS")) : 30000,
         .try_ms = 15000};
 
     (void)state;
