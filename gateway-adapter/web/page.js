@@ -44,7 +44,7 @@ function enter(me) {
     $('app').hidden = false;
     $('my-name').textContent = me.name;
     $('my-avatar').replaceWith(Object.assign(avatar(me.account_id, me.name), { id: 'my-avatar' }));
-    const client = state.client = new RoomClient({ backend: gatewayBackend(), account_id: me.account_id });
+    const client = state.client = new RoomClient({ backend: gatewayBackend(), account_id: me.account_id, storage: sessionStorage });
     client.on('change', (room) => soon(() => (room === state.open ? drawLog() : null), `log ${room.room_id}`));
     client.on('entry', (event, room) => onEntry(event, room));
     client.on('message', (message, room, event) => onMessage(message, room, event));
@@ -69,6 +69,7 @@ async function logOut() {
     clearInterval(state.renewal);
     state.client?.stop();
     await call('logout', {}).catch(() => {});
+    sessionStorage.clear();
     location.reload();
 }
 

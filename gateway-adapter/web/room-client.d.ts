@@ -161,6 +161,11 @@ export interface Options {
     storedMs?: number;
     suspectMs?: number;
     keepMessages?: number;
+    /** What waits to leave survives a reload there: sessionStorage, say. Default: none. */
+    storage?: Pick<Storage, 'getItem' | 'setItem' | 'removeItem'> | null;
+    /** At most so many messages. Default 200, of 1 Mi characters together. */
+    keepSending?: number;
+    keepSendingChars?: number;
     /** Default: the global ones. */
     WebSocket?: new (url: string, protocols: string[]) => unknown;
     fetch?: typeof fetch;

@@ -30,6 +30,9 @@ const DEFAULTS = {
     storedMs: 2000, // an own message that was not marked durable until then is asked for
     suspectMs: 5000, // a head that was named and did not come until then is pulled
     keepMessages: 5000, // per room, the newest; older ones are loaded again when wanted
+    keepSending: 200, // messages that wait to leave and survive a reload in `storage`
+    keepSendingChars: 1 << 20,
+    storage: null, // sessionStorage, say
 };
 const BACKOFF = { base_ms: 500, factor: 2, max_ms: 20000 };
 const HEARTBEAT_MS = 20000;
@@ -950,6 +953,17 @@ class Room {
         this.client.emit('message', message, this, event);
     }
 
+    /** A committed entry is what waits in the outbox: it is there no longer. The message that waited. */
+    settleOwn({ type, ...entry }) {
+        const own = entry.sender === this.client.account_id && this.outbox.find((one) => one.client_msg_id === entry.client_msg_id);
+        if (!own)
+            return undefined;
+        this.outbox.splice(this.outbox.indexOf(own), 1);
+        Object.assign(own, entry);
+        this.client.sending(own, 'stored', this);
+        return own;
+    }
+
     insert(message) {
         let at = this.messages.length;
         while (at && this.messages[at - 1].seq > message.seq)
@@ -1016,7 +1030,7 @@ class Room {
             this.cursor = last ? { epoch: last.epoch, seq: last.seq } : parseCursor(page.head);
         }
         for (const { type, ...message } of added)
-            this.insert(message);
+            this.insert(this.settleOwn(message) ?? message);
         if (page.entries.length)
             this.loadedFrom = page.entries[0].seq;
         this.hasOlder = page.more && page.entries.length > 0;
@@ -1127,6 +1141,7 @@ export class RoomClient {
         if (this.connector.state !== 'stopped')
             return;
         this.running = true;
+        this.restoreOutboxes();
         globalThis.addEventListener?.('online', this.hurry);
         globalThis.document?.addEventListener('visibilitychange', this.hurry);
         this.connector.start();
@@ -1207,6 +1222,7 @@ export class RoomClient {
     async askAddress() {
         const address = await this.backend.connect(this.env, this.asked);
         this.account_id ??= address.account_id ?? null;
+        this.restoreOutboxes();
         this.deliver = address.deliver ?? this.deliver;
         // Nothing that is said between this answer and the first byte of the stream shall be missed.
         for (const { room_id, head } of address.rooms ?? [])
@@ -1323,8 +1339,76 @@ export class RoomClient {
             message.error = error;
         else
             delete message.error;
+        this.keepOutboxes();
         this.emit('sending', message, room);
         this.emit('change', room);
+    }
+
+    // ---- what waits to leave survives a reload, when there is a storage ----
+
+    get storageKey() {
+        return `roomd.outbox.${this.account_id}`;
+    }
+
+    keepOutboxes() {
+        const { storage, keepSending, keepSendingChars } = this.env;
+        if (!storage || this.account_id === null || !this.restored)
+            return;
+        const all = [];
+        let chars = 0;
+        for (const room of this.rooms.values())
+            for (const { sending, at, kept } of room.outbox)
+                if (sending !== 'sent' && all.length < keepSending && (chars += JSON.stringify(kept).length) <= keepSendingChars)
+                    all.push({ room_id: room.room_id, at, sending, kept });
+        try {
+            if (all.length)
+                storage.setItem(this.storageKey, JSON.stringify(all));
+            else
+                storage.removeItem(this.storageKey);
+        } catch {
+            // full, or forbidden: then a reload forgets it, as it would without a storage
+        }
+    }
+
+    /* Once, as soon as it is known whose they are. With the same id: what had arrived before the reload is not there twice. */
+    restoreOutboxes() {
+        const { storage } = this.env;
+        if (this.restored || this.account_id === null)
+            return;
+        this.restored = true;
+        let all = [];
+        try {
+            all = JSON.parse(storage?.getItem(this.storageKey) ?? '[]');
+        } catch {
+            // not ours, or forbidden
+        }
+        for (const one of Array.isArray(all) ? all : []) {
+            const { room_id, at, sending, kept } = one ?? {};
+            if (typeof room_id !== 'string' || typeof kept?.client_msg_id !== 'string')
+                continue;
+            const { client_msg_id, kind, content, mentions, quote_seq } = kept;
+            const room = this.room(room_id);
+            if (room.outbox.some((other) => other.client_msg_id === client_msg_id))
+                continue;
+            const message = { room_id, sender: this.account_id, kind, content, client_msg_id, at, sending: sending === 'failed' ? 'failed' : 'going', ...(mentions && { mentions }), ...(quote_seq && { quote_seq }) };
+            hideSending(message, { since: this.env.now(), tries: 0, kept, again: true });
+            room.outbox.push(message);
+            this.emit('sending', message, room);
+            this.emit('change', room);
+        }
+    }
+
+    /* What had arrived before a reload may stand above where the stream began: then it comes by no stream. */
+    async lookFor(message, room) {
+        if (!room.outbox.includes(message) || !this.backend.pull || !this.running)
+            return;
+        try {
+            const { entries } = await this.pull(room.room_id, { limit: 100 });
+            for (const entry of entries)
+                room.settleOwn(entry);
+        } catch {
+            // it is with the broker; the page that shows the room finds it
+        }
     }
 
     /** A failed message goes again, with the same id: should it have arrived after all, it is not there twice. */
@@ -1343,6 +1427,7 @@ export class RoomClient {
         const at = room.outbox.indexOf(message);
         if (at >= 0 && message.sending === 'failed')
             room.outbox.splice(at, 1);
+        this.keepOutboxes();
         this.emit('change', room);
     }
 
@@ -1371,6 +1456,8 @@ export class RoomClient {
             message.message_id ??= answer.message_id;
             if (message.sending === 'going')
                 this.sending(message, 'sent', room);
+            if (message.again)
+                this.env.setTimeout(() => this.lookFor(message, room), this.env.storedMs);
             return true;
         } catch (error) {
             return this.sendFailed(message, room, error);

@@ -690,6 +690,77 @@ test('what was sent before there is a connection leaves when there is one', asyn
     assert.equal(world.socket.frames.length, 1);
 });
 
+class Shelf {
+    items = new Map();
+    getItem = (key) => this.items.get(key) ?? null;
+    setItem = (key, value) => this.items.set(key, value);
+    removeItem = (key) => this.items.delete(key);
+}
+
+test('what waits to leave survives a reload, in its order and with its ids', async () => {
+    const storage = new Shelf();
+    const before = await World.open([at('3:5')], { storage });
+    const [one, two] = [before.client.send('r', 'one', { quote_seq: 2 }), before.client.send('r', 'two')];
+    before.client.send('other', 'three');
+    ack(before.socket, 1); // three
+    await settle();
+    before.socket.end(1006); // and the page is gone
+
+    const after = new World({ storage });
+    after.client.start();
+    await settle();
+    assert.deepEqual(after.client.room('r').timeline().map(({ content, sending }) => [content, sending]), [['one', 'going'], ['two', 'going']]);
+    after.socket.hello(at('3:5'));
+    await settle();
+    assert.deepEqual(after.socket.frames.map(({ payload }) => payload), [{ room_id: 'r', client_msg_id: one.client_msg_id, kind: 'text', content: 'one', quote_seq: 2 }]);
+    ack(after.socket, 0);
+    await settle();
+    assert.equal(after.socket.frames[1].payload.client_msg_id, two.client_msg_id);
+    ack(after.socket, 1);
+    await settle();
+    after.socket.say(message(6, { sender: 'me', client_msg_id: one.client_msg_id }), message(7, { sender: 'me', client_msg_id: two.client_msg_id }), { type: 'durable', room_id: 'r', seq: 7 });
+    assert.deepEqual(after.client.room('r').timeline().map(({ seq, sending }) => [seq, sending]), [[6, 'stored'], [7, 'stored']]);
+    assert.equal(storage.items.size, 0);
+});
+
+test('what had arrived before the reload is not shown twice', async () => {
+    const storage = new Shelf();
+    const before = await World.open([at('3:5')], { storage });
+    const [one, two] = [before.client.send('r', 'one'), before.client.send('other', 'two')];
+    const after = await World.open([at('3:6')], { storage });
+    after.client.room('r').loadBefore();
+    await settle();
+    after.pulls[0].answer({ entries: [message(6, { sender: 'me', client_msg_id: one.client_msg_id })], head: '3:6', durable_seq: 6, more: false });
+    await settle();
+    assert.deepEqual(after.client.room('r').timeline().map(({ seq, sending }) => [seq, sending]), [[6, 'stored']]);
+    // The other room is not looked at: after the broker's word it is looked for once.
+    ack(after.socket, after.socket.frames.findIndex(({ payload }) => payload.client_msg_id === two.client_msg_id));
+    await after.clock.advance(2000);
+    after.pulls.at(-1).answer({ entries: [message(9, { sender: 'me', client_msg_id: two.client_msg_id, room_id: 'other' })], head: '3:9', durable_seq: 9, more: false });
+    await settle();
+    assert.deepEqual(after.client.room('other').outbox, []);
+    assert.equal(storage.items.size, 0);
+});
+
+test('what is kept over a reload is bounded, another account\'s, or nothing at all', async () => {
+    const storage = new Shelf();
+    const before = new World({ storage, keepSending: 3, keepSendingChars: 4000 });
+    before.client.start();
+    for (let i = 0; i < 5; i++)
+        before.client.send('r', `${i}`);
+    before.client.send('r', 'x'.repeat(5000));
+    assert.deepEqual(JSON.parse(storage.getItem('roomd.outbox.me')).map(({ kept }) => kept.content), ['0', '1', '2']);
+    const other = new World({ storage, account_id: 'you' });
+    other.client.start();
+    assert.equal(other.client.rooms.size, 0);
+    for (const nonsense of ['{', '{"a":1}', '[{"room_id":1}]', '[null]'])
+        storage.setItem('roomd.outbox.me', nonsense), new World({ storage }).client.start();
+    const full = new World({ storage: { getItem: () => { throw new Error('forbidden'); }, setItem: () => { throw new Error('full'); }, removeItem: () => { throw new Error('no'); } } });
+    full.client.start();
+    full.client.send('r', 'hello');
+    assert.equal(full.client.room('r').outbox.length, 1);
+});
+
 // --------------------------------------------------------------------------------------------- reading and typing
 
 test('reads are merged, and the newest goes again until it is answered', async () => {
