@@ -298,8 +298,11 @@ function drawTyping() {
 
 // ------------------------------------------------------------------------------------------------- the log
 
-/** The bubbles that stand already are kept while nothing about them has changed. */
-const drawn = new Map();
+/**
+ * The bubbles that stand already stay where they are, while nothing inside them has changed: what was taken out and put back
+ * would stop playing.
+ */
+let drawn = { room: null, last: 0, rows: new Map() };
 function drawLog() {
     const room = state.open;
     if (!room)
@@ -307,37 +310,60 @@ function drawLog() {
     const box = $('log'), fromEnd = box.scrollHeight - box.scrollTop;
     const timeline = [...room.timeline().map((message) => ({ at: message.at, seq: message.seq ?? Infinity, message })),
         ...(state.notes.get(room.room_id) ?? []).map((event) => ({ at: event.at, seq: event.seq, event }))].sort((a, b) => a.seq - b.seq);
-    const rows = [], kept = new Map();
+    const before = drawn.room === room.room_id ? drawn : { last: Infinity, rows: new Map() };
+    const now = { room: room.room_id, last: 0, rows: new Map() }, rows = [];
     const others = [...room.reads].filter(([account]) => account !== state.me);
-    let day = '', before = null;
-    for (const { at, message, event } of timeline) {
+    let day = '', sender = null;
+    for (const { at, seq, message, event } of timeline) {
         const today = new Date(at).toDateString();
         if (today !== day)
             rows.push(element('div', { class: 'day' }, dayName(at)));
         if (today !== day || event)
-            before = null;
+            sender = null;
         day = today;
         if (event) {
             rows.push(element('div', { class: 'note' }, note(event)));
             continue;
         }
-        const readers = message.sender === state.me && message.seq ? others.filter(([, seq]) => seq >= message.seq).length : 0;
         const key = message.client_msg_id + message.sender;
-        const look = JSON.stringify([message.seq, message.state, message.edited_at, message.sending, readers, before, language, state.picked?.has(message.seq), nameOf(message.sender, redraw), message.state_by,
-            message.quote_seq && summary(room.find(message.quote_seq))]);
-        let row = drawn.get(key);
-        if (row?.look !== look || row.room !== room.room_id)
-            row = { look, room: room.room_id, element: bubble(message, before === message.sender, readers) };
-        kept.set(key, row);
+        const row = drawRow(before.rows.get(key), message, message.sender === sender, others);
+        row.element.classList.toggle('new', !before.rows.has(key) && seq > before.last);
+        now.rows.set(key, row);
+        now.last = Math.max(now.last, message.seq ?? 0);
         rows.push(row.element);
-        before = message.kind === 'tip' ? null : message.sender;
+        sender = message.kind === 'tip' ? null : message.sender;
     }
-    drawn.clear();
-    for (const [key, row] of kept)
-        drawn.set(key, row);
-    $('messages').replaceChildren(...rows);
+    drawn = now;
+    place($('messages'), rows);
     box.scrollTop = state.atEnd ? box.scrollHeight : box.scrollHeight - fromEnd;
     $('to-end').hidden = state.atEnd;
+}
+
+function drawRow(old, message, follows, others) {
+    const readers = message.sender === state.me && message.seq ? others.filter(([, seq]) => seq >= message.seq).length : 0;
+    const look = JSON.stringify([message.seq, message.state, message.edited_at, follows, language, nameOf(message.sender, redraw), message.state_by,
+        message.quote_seq && summary(state.open.find(message.quote_seq))]);
+    const end = JSON.stringify([message.sending, readers]);
+    const row = old?.look === look && old.message === message ? old : { look, message, element: bubble(message, follows, readers) };
+    if (row === old && row.end !== end)
+        row.element.querySelector('.foot')?.replaceWith(foot(message, readers));
+    row.end = end;
+    row.element.classList.toggle('picked', !!state.picked?.has(message.seq));
+    return row;
+}
+
+/** The children of `parent` become `rows`; those that stay are not touched. */
+function place(parent, rows) {
+    const wanted = new Set(rows);
+    for (const child of [...parent.children])
+        if (!wanted.has(child))
+            child.remove();
+    let at = parent.firstChild;
+    for (const row of rows)
+        if (row === at)
+            at = at.nextSibling;
+        else
+            parent.insertBefore(row, at);
 }
 
 function dayName(ms) {
@@ -350,18 +376,23 @@ function bubble(message, follows, readers) {
     const quoted = message.quote_seq && state.open.find(message.quote_seq);
     if (message.kind === 'tip' || message.sender === '@system')
         return element('div', { class: 'note', 'data-seq': message.seq }, summary(message));
-    const foot = element('div', { class: 'foot' }, message.state === 'edited' ? `${say('edited')} · ` : '', clock(message.at), ' ');
-    if (mine && !gone)
-        foot.append(message.sending === 'failed' ? element('span', { class: 'bad' }, say('failed')) : say(readers ? 'read' : message.seq ? 'stored' : message.sending ?? 'stored'));
     const inside = element('div', { class: gone ? 'bubble gone' : 'bubble', tabindex: '0', 'data-seq': message.seq, 'data-id': message.client_msg_id,
         oncontextmenu: (event) => { event.preventDefault(); messageMenu(message, event.clientX, event.clientY); },
-        onkeydown: (event) => { if (event.key === 'Enter' && event.target === event.currentTarget) { const { left, bottom } = event.target.getBoundingClientRect(); messageMenu(message, left, bottom); } },
+        onkeydown: (event) => { if (event.key === 'Enter' && event.target === event.currentTarget) { event.preventDefault(); const { left, bottom } = event.target.getBoundingClientRect(); messageMenu(message, left, bottom); } },
         onclick: (event) => (state.picked ? pick(message) : event.detail && !event.target.closest('a,summary,audio,video') && matchMedia('(hover: none)').matches && messageMenu(message, event.clientX, event.clientY)) },
     !mine && !follows && !state.rooms.get(state.open.room_id)?.peer && element('div', { class: 'who' }, nameOf(message.sender, redraw)),
     message.quote_seq && !gone && element('div', { class: 'quote', onclick: () => goTo(message.quote_seq) }, quoted ? `${nameOf(quoted.sender, redraw)}: ${summary(quoted)}` : `#${message.quote_seq}`),
-    body(message, { me: state.me, room_id: state.open.room_id }), foot);
-    return element('div', { class: `row${mine ? ' mine' : ''}${follows ? ' follows' : ''}${state.picked?.has(message.seq) ? ' picked' : ''}` },
+    body(message, { me: state.me, room_id: state.open.room_id }), foot(message, readers));
+    return element('div', { class: `row${mine ? ' mine' : ''}${follows ? ' follows' : ''}` },
         !mine && avatar(message.sender, nameOf(message.sender)), inside);
+}
+
+/** When, and how far it has come. */
+function foot(message, readers) {
+    const made = element('div', { class: 'foot' }, message.state === 'edited' ? `${say('edited')} · ` : '', clock(message.at), ' ');
+    if (message.sender === state.me && message.content !== undefined)
+        made.append(message.sending === 'failed' ? element('span', { class: 'bad' }, say('failed')) : say(readers ? 'read' : message.sending ?? 'stored'));
+    return made;
 }
 
 function goTo(seq) {
@@ -414,8 +445,10 @@ $('text').addEventListener('keydown', (event) => {
         $('mentions').hidden ? endAbout() : ($('mentions').hidden = true);
     } else if (event.key === 'ArrowUp' && !$('text').value) {
         const mine = state.open.messages.findLast((message) => message.sender === state.me && message.kind === 'text' && message.content !== undefined);
-        if (mine)
+        if (mine) {
+            event.preventDefault(); // it would take the caret to the beginning
             editOf(mine);
+        }
     } else if (event.key === 'ArrowDown' && !$('mentions').hidden) {
         event.preventDefault();
         $('mentions').querySelector('button')?.focus();
@@ -499,6 +532,7 @@ function endAbout() {
 function editOf(message) {
     $('text').value = summary(message);
     about({ edit: message }, say('editing', summary(message)));
+    $('text').setSelectionRange($('text').value.length, $('text').value.length);
     fitText();
 }
 
@@ -609,12 +643,13 @@ $('picking-end').addEventListener('click', endPicking);
 
 function showReaders(message) {
     const readers = [...state.open.reads].filter(([account, seq]) => account !== state.me && seq >= message.seq);
-    ask(say('read_by'), element('ul', {}, ...(readers.length ? readers.map(([account]) => element('li', {}, avatar(account, nameOf(account)), nameOf(account))) : [element('li', {}, say('nobody'))])), say('close'));
+    ask(say('read_by'), element('ul', {}, ...(readers.length ? readers.map(([account]) => element('li', {}, avatar(account, nameOf(account)), nameOf(account))) : [element('li', {}, say('nobody'))])), say('close'), { shows: true });
 }
 
-/** Resolves to true when it was agreed to. */
-function ask(title, inside, agree) {
+/** Resolves to true when it was agreed to. One that only shows something has nothing to cancel. */
+function ask(title, inside, agree, { shows = false } = {}) {
     const dialog = $('dialog');
+    dialog.querySelector('menu .plain').hidden = shows;
     $('dialog-title').textContent = title;
     $('dialog-body').replaceChildren(inside);
     $('dialog-ok').textContent = agree;
@@ -667,7 +702,7 @@ async function showPeople() {
             event.target.closest('li').remove();
             act('members/remove', { account_ids: [account_id] });
         } }, say(account_id === state.me ? 'leave' : 'remove')))));
-    const agreed = await ask(say('people'), element('div', {}, !info.peer && name, list, adding && element('h2', {}, say('add')), adding?.element), say('save'));
+    const agreed = await ask(say('people'), element('div', {}, !info.peer && name, list, adding && element('h2', {}, say('add')), adding?.element), manages && !info.peer ? say('save') : say('close'), { shows: !manages || !!info.peer });
     if (!agreed || info.peer)
         return;
     if (manages && name.value.trim() && name.value.trim() !== info.name)
@@ -695,7 +730,7 @@ for (const button of document.querySelectorAll('.language'))
         for (const other of document.querySelectorAll('.language'))
             other.textContent = say('lang');
         $('text').placeholder = say('write');
-        drawn.clear();
+        drawn.rows.clear();
         if (state.client)
             drawConnection(state.client.state);
         redraw();
