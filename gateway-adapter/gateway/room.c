@@ -45,27 +45,39 @@ static void write_room(struct buf *out, const struct roomd_room *room)
     }
 }
 
-/* The other one of a direct chat, as open_direct wrote it down when the room was made. */
-static void write_peer(struct ask *ask, const struct roomd_room *room)
+static bool is_direct(const struct roomd_room *room)
+{
+    return room->kind && strcmp(room->kind, "direct") == 0;
+}
+
+/* The other one of a direct chat, as open_direct wrote it down when the room was made. false: it was made elsewhere. */
+static bool noted_peer(const struct ask *ask, const struct roomd_room *room, struct buf *scratch, struct str *peer)
 {
     struct json extra, both, item;
     struct json_walk walk;
-    struct buf scratch = {0};
     const char *why;
-    struct str account;
 
-    if (!room->kind || strcmp(room->kind, "direct") != 0 ||
-        !json_check((struct str){room->extra.p, room->extra.n}, &extra, &why) || extra.type != JSON_OBJECT)
-        return;
+    if (!json_check((struct str){room->extra.p, room->extra.n}, &extra, &why) || extra.type != JSON_OBJECT)
+        return false;
     both = json_get(extra, "between");
     walk = json_walk(both);
     while (both.type == JSON_ARRAY && json_next_item(&walk, &item)) {
-        buf_reset(&scratch);
-        if (item.type != JSON_STRING || !json_string(item, &scratch, &account) || str_is(account, ask->account))
-            continue;
+        buf_reset(scratch);
+        if (item.type == JSON_STRING && json_string(item, scratch, peer) && !str_is(*peer, ask->account))
+            return true;
+    }
+    return false;
+}
+
+/* `asked`: who the service says it is; NULL or empty: not asked. */
+static void write_peer(struct ask *ask, const struct roomd_room *room, const char *asked)
+{
+    struct buf scratch = {0};
+    struct str peer = str_of(asked ? asked : "");
+
+    if (is_direct(room) && (noted_peer(ask, room, &scratch, &peer) || peer.n)) {
         buf_text(&ask->out, ",\"peer\":");
-        buf_json_string(&ask->out, account);
-        break;
+        buf_json_string(&ask->out, peer);
     }
     buf_clear(&scratch);
 }
@@ -76,7 +88,7 @@ static void on_created(struct ask *ask)
 {
     buf_text(&ask->out, "{\"room\":");
     write_room(&ask->out, &ask->created.room);
-    write_peer(ask, &ask->created.room);
+    write_peer(ask, &ask->created.room, ask->text);
     buf_printf(&ask->out, "},\"created\":%s}", ask->created.created ? "true" : "false");
     ask_json(ask, buf_str(&ask->out));
 }
@@ -97,6 +109,7 @@ static void open_direct(struct ask *ask, const char *with)
         ask_refuse(ask, ERR_BAD_REQUEST, "account_id", "a chat with oneself is a group of one");
         return;
     }
+    ask->text = with;
     both = ask_keep(ask, 2 * sizeof *both);
     both[0] = ask->account;
     both[1] = with;
@@ -144,7 +157,7 @@ static void on_got(struct ask *ask)
 {
     buf_text(&ask->out, "{\"room\":");
     write_room(&ask->out, &ask->got.room);
-    write_peer(ask, &ask->got.room);
+    write_peer(ask, &ask->got.room, ask->standing.peer);
     buf_text(&ask->out, "}}");
     ask_json(ask, buf_str(&ask->out));
 }
@@ -181,8 +194,62 @@ void room_show(struct ask *ask)
     members_only(ask, show);
 }
 
-static void on_rooms(struct ask *ask)
+/* A page of rooms, and whom the direct ones that were made without this gateway are with. */
+enum { PEERS_ASKED_MAX = 50 };
+struct peers {
+    struct ask *ask;
+    size_t waiting;
+    const char **of; /* by the number of the room; NULL: not asked */
+};
+struct peer_asked {
+    struct standing standing;
+    struct peers *peers;
+    size_t room;
+};
+static void ask_peers(struct ask *ask);
+static void on_peer(struct standing *standing);
+static void write_rooms(struct peers *peers);
+
+static void ask_peers(struct ask *ask)
 {
+    struct peers *peers = ask_keep(ask, sizeof *peers);
+    size_t count = ask->rooms.room_count, asked = 0;
+    struct buf scratch = {0};
+    struct str noted;
+
+    *peers = (struct peers){.ask = ask, .waiting = 1, .of = ask_keep(ask, (count + 1) * sizeof *peers->of)};
+    for (size_t i = 0; i < count; i++) {
+        const struct roomd_room *room = &ask->rooms.rooms[i];
+        struct peer_asked *one;
+
+        peers->of[i] = NULL;
+        if (!is_direct(room) || asked >= PEERS_ASKED_MAX || noted_peer(ask, room, &scratch, &noted))
+            continue;
+        asked++;
+        peers->waiting++;
+        one = ask_keep(ask, sizeof *one);
+        *one = (struct peer_asked){.standing = {.account = ask->account, .room_id = room->room_id, .done = on_peer},
+            .peers = peers,
+            .room = i};
+        standing_ask(ask->gateway->standings, &one->standing);
+    }
+    buf_clear(&scratch);
+    if (--peers->waiting == 0)
+        write_rooms(peers);
+}
+
+static void on_peer(struct standing *standing)
+{
+    struct peer_asked *one = container_of(standing, struct peer_asked, standing);
+
+    one->peers->of[one->room] = standing->peer; /* empty when it could not be learned */
+    if (--one->peers->waiting == 0)
+        write_rooms(one->peers);
+}
+
+static void write_rooms(struct peers *peers)
+{
+    struct ask *ask = peers->ask;
     struct buf *out = &ask->out;
 
     buf_text(out, "{\"rooms\":[");
@@ -192,7 +259,7 @@ static void on_rooms(struct ask *ask)
         if (i)
             buf_char(out, ',');
         write_room(out, room);
-        write_peer(ask, room);
+        write_peer(ask, room, peers->of[i]);
         buf_printf(out,
             ",\"read_seq\":%" PRIu64 ",\"unread\":%" PRIu64 ",\"mentioned\":%" PRIu64 ",\"last\":", room->read_seq,
             room->unread, room->mentioned);
@@ -218,7 +285,7 @@ void room_list(struct ask *ask)
     if (!ok)
         return;
     list.after = ask_param(ask, "after");
-    ask_call(ask, on_rooms);
+    ask_call(ask, ask_peers);
     roomd_room_list_rooms(ask->gateway->client, &ask->call, &list, &ask->rooms);
 }
 
@@ -367,7 +434,7 @@ static void on_updated(struct ask *ask)
 {
     buf_text(&ask->out, "{\"room\":");
     write_room(&ask->out, &ask->updated.room);
-    write_peer(ask, &ask->updated.room);
+    write_peer(ask, &ask->updated.room, NULL);
     buf_text(&ask->out, "}}");
     ask_json(ask, buf_str(&ask->out));
 }

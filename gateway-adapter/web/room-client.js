@@ -929,6 +929,9 @@ class Room {
             target.state_by = event.by;
             for (const name of ['content', 'mentions', 'quote_seq'])
                 delete target[name];
+        } else if (event.type === 'member.left') {
+            for (const account of event.account_ids ?? [])
+                this.endTyping(account);
         } else if (event.type === 'room.removed') {
             this.removed = true;
         }

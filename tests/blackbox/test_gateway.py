@@ -143,6 +143,16 @@ def test_a_direct_chat_is_one_whoever_begins_it(alice, bob):
     assert listed[made["room"]["room_id"]]["peer"] == "alice"
 
 
+def test_a_direct_chat_that_was_made_without_the_gateway_has_its_peer_too(cluster, gateway, alice):
+    other = f"other-{new_id()}"
+    room = cluster.api.ok("room/Create", kind="direct", members=["alice", other])["room"]["room_id"]
+    listed = {one["room_id"]: one for one in alice.get("rooms", limit=100)["rooms"]}
+    assert listed[room]["peer"] == other
+    assert alice.get(f"rooms/{room}")["room"]["peer"] == other
+    assert all("peer" in one for one in listed.values() if one["kind"] == "direct")
+    assert alice.post("rooms", {"kind": "direct", "account_id": other})["room"]["peer"] == other
+
+
 def test_a_group_chat_has_people_with_names_who_come_and_go(gateway, alice, bob):
     room = alice.group("开发群", "bob", "carol")
     members = alice.get(f"rooms/{room}/members")["accounts"]

@@ -87,6 +87,13 @@ def test_settings_of_the_gateway_are_as_it_prints_them():
     assert printed.strip() in section("Gateway")
 
 
+def test_settings_of_the_base_service_are_as_it_prints_them():
+    program = roomd.pathlib.Path(roomd.ROOMD).with_name("baseservice")
+    printed = subprocess.run([program, "--settings"], stdout=subprocess.PIPE, text=True, timeout=30, check=True).stdout
+    rows = [line for line in printed.splitlines() if line.startswith("| ") and not line.startswith("| -")]
+    assert len(rows) > 10 and "\n".join(rows) in (roomd.TOP / "docs" / "baseservice.md").read_text().replace("| --- | --- | --- | --- |\n", "")
+
+
 def test_metrics_of_the_gateway_are_those_of_the_code():
     code = (roomd.TOP / "gateway-adapter/gateway/routes.c").read_text()
     assert first_names("Gateway", 1) == {f"roomd_gateway_{name}" for name in re.findall(r'metric\(&out, "(\w+)"', code)}

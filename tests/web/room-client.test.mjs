@@ -795,6 +795,8 @@ test('who reads and who types is known, and typing ends by itself', async () => 
     assert.equal(room.typists.size, 0);
     world.socket.say({ type: 'typing', room_id: 'r', account_id: 'you', for_ms: 6000 }, message(6, { sender: 'you' }));
     assert.equal(room.typists.size, 0);
+    world.socket.say({ type: 'typing', room_id: 'r', account_id: 'you', for_ms: 6000 }, { type: 'member.left', room_id: 'r', epoch: 3, seq: 7, at: 1, account_ids: ['you'] });
+    assert.equal(room.typists.size, 0);
 });
 
 test('typing is told at most every three seconds', async () => {
