@@ -25,6 +25,14 @@ class Standby(roomd.Database):
         primary.sql("select pg_reload_conf()")
         wait_for(lambda: primary.sql("select 1 from pg_stat_replication where sync_state = 'sync'"), what="the standby follows")
 
+    def leave_behind(self, primary):
+        """It gets nothing more, and the primary does not wait for it."""
+        primary.sql("alter system reset synchronous_standby_names")
+        self.sql("alter system set primary_conninfo = ''")
+        for server in (primary, self):
+            server.sql("select pg_reload_conf()")
+        wait_for(lambda: not primary.sql("select 1 from pg_stat_replication"), what="the standby has left")
+
     def promote(self):
         assert self.sql("select pg_promote()") == [(True,)]
 
@@ -85,6 +93,47 @@ def test_the_primary_goes_and_the_standby_is_promoted_under_load(pair, cluster_o
     assert cluster.api.create_room("alice")["members"] == 1
 
 
+def new_generation(cluster):
+    instance = cluster.instances[0]
+    done = subprocess.run([roomd.ROOMD, "migrate", "--config", str(instance.config), "--new-generation"], stdin=subprocess.DEVNULL, timeout=60,
+        stdout=subprocess.PIPE, env=instance._environment(), text=True, check=True)
+    assert "a new generation begins" in done.stdout
+
+
+@pytest.mark.deadline(180)
+def test_after_a_fail_over_that_lost_commits_readers_are_told_to_go_back(pair, cluster_on):
+    """Where somebody speaks, the owner finds out by itself, and messages flow. What nobody speaks in is told by the new generation."""
+    cluster = cluster_on(pair)
+    rooms = busy, quiet = [cluster.api.create_room("alice", "reader")["room_id"] for _ in range(2)]
+    stream = cluster.open_stream("reader", rooms, after=[f"{room}@0:0" for room in rooms])
+
+    def say(room, text, count):
+        for n in range(count):
+            cluster.api.until_ok("history/Push", room_id=room, sender="alice", kind="text", content=f"{text} {n}", client_msg_id=f"{text} {n}", wait="durable")
+
+    for room in rooms:
+        say(room, "kept", 5)
+    pair.standby.leave_behind(pair.primary)
+    for room in rooms:
+        say(room, "lost", 3)
+        stream.read_seq(room, 8)
+    lost = dict(stream.cursors)
+    pair.primary.kill()
+    pair.standby.promote()
+    say(busy, "after", 2)
+    stream.read_message(busy, content="after 1", deadline=30)
+    assert [event["content"] for event in stream.log_events(busy) if event["type"] == "message"] == [f"kept {n}" for n in range(5)] + ["after 0", "after 1"]
+    cluster.instances[0].stop()
+    new_generation(cluster)
+    cluster.instances[0].start()
+    assert parse_cursor(cluster.api.pull(quiet, after=lost[quiet])["reset"])[1] == 5
+    stream = stream.reconnect()
+    assert stream.read_type("reset", room_id=quiet)["seq"] == 5
+    say(quiet, "after", 1)
+    stream.read_message(quiet, content="after 0", deadline=30)
+    cluster.check_log(rooms)
+
+
 def backup(cluster, file):
     subprocess.run([PG_BIN / "pg_dump", "-Fc", "-f", file, "-d", cluster.database_url], check=True, timeout=60)
 
@@ -93,21 +142,17 @@ def restore(cluster, file):
     cluster.database.sql(f"drop database {cluster.name} with (force)")
     cluster.database.sql(f"create database {cluster.name} owner roomd")
     subprocess.run([PG_BIN / "pg_restore", "--no-owner", "-d", cluster.database_url, file], check=True, timeout=60)
-    instance = cluster.instances[0]
-    done = subprocess.run([roomd.ROOMD, "migrate", "--config", str(instance.config), "--new-generation"], stdin=subprocess.DEVNULL, timeout=60,
-        stdout=subprocess.PIPE, env=instance._environment(), text=True, check=True)
-    assert "a new generation begins" in done.stdout
+    new_generation(cluster)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "sse"])
-def test_after_a_restore_readers_that_saw_more_are_told_to_go_back(new_cluster, tmp_path, transport):
+def test_after_a_restore_readers_that_saw_more_are_told_to_go_back(new_cluster, tmp_path):
     """Twice from the same backup: what was said between the restores is of another generation than what is said after them."""
     cluster = new_cluster()
     instance, room = cluster.instances[0], cluster.api.create_room("alice", "reader")["room_id"]
     for n in range(5):
         cluster.api.push(room, "alice", f"kept {n}", wait="durable")
     backup(cluster, tmp_path / "backup")
-    stream = cluster.open_stream("reader", [{"room_id": room, "after": "0:0"}], transport=transport)
+    stream = cluster.open_stream("reader", [{"room_id": room, "after": "0:0"}])
     for life in ("lost with the first database", "lost with the second database", "here to stay"):
         for n in range(3):
             cluster.api.push(room, "alice", f"{life} {n}", wait="durable")
