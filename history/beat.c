@@ -205,7 +205,7 @@ static void take_followed(struct feed *feed, struct feed_peer *peer, const struc
 {
     size_t before = peer->follow_count, count = before;
     struct str rest = beat->followed, name;
-    bool new_to_us = false;
+    bool new_to_us = false, all_known = true;
 
     if (str_eq(buf_str(&peer->followed), beat->followed))
         return;
@@ -213,8 +213,10 @@ static void take_followed(struct feed *feed, struct feed_peer *peer, const struc
     while (feed_next_name(&rest, &name)) {
         struct feed_shard *shard;
 
-        if (!cluster_find_shard(feed->history->cluster, name))
+        if (!cluster_find_shard(feed->history->cluster, name)) {
+            all_known = false;
             continue;
+        }
         shard = feed_shard_get(feed, name);
         new_to_us |= shard->ours && !was_in(peer, shard, before);
         shard->followers++;
@@ -228,7 +230,8 @@ static void take_followed(struct feed *feed, struct feed_peer *peer, const struc
     memmove(peer->follows, peer->follows + before, (count - before) * sizeof *peer->follows);
     peer->follow_count = count - before;
     buf_reset(&peer->followed);
-    buf_add_str(&peer->followed, beat->followed);
+    if (all_known) /* else the same list says more once the registry has been read again */
+        buf_add_str(&peer->followed, beat->followed);
     if (new_to_us)
         beat_soon(feed);
 }

@@ -559,6 +559,24 @@ static void who_follows_is_told_from_then_on_and_no_longer_than_it_follows(void 
     end(rig);
 }
 
+/* Shards that were added a moment ago: who follows may know of them before who owns. */
+static void a_follower_of_a_shard_that_is_not_known_yet_is_told_as_soon_as_it_is(void **state)
+{
+    RIG_OR_SKIP(rig);
+    char name[sizeof rig->cluster.shards[0].name];
+
+    begin(rig, RIG_SHARDS);
+    memcpy(name, rig->cluster.shards[0].name, sizeof name);
+    peer_beats(0, 0, true); /* names the shard */
+    memset(rig->cluster.shards[0].name, 'x', 3);
+    wait_all(); /* the beat was read */
+    memcpy(rig->cluster.shards[0].name, name, sizeof name);
+    rig_take_all(rig);
+    peer_beats(0, 0, true);
+    rig_wait(rig, tells_0);
+    end(rig);
+}
+
 static void counters_begin_anew_with_each_ownership(void **state)
 {
     RIG_OR_SKIP(rig);
@@ -1009,6 +1027,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         STORY(nobody_follows_and_nothing_is_written),
         STORY(who_follows_is_told_from_then_on_and_no_longer_than_it_follows),
+        STORY(a_follower_of_a_shard_that_is_not_known_yet_is_told_as_soon_as_it_is),
         STORY(counters_begin_anew_with_each_ownership),
         STORY(what_an_owner_elsewhere_shows_is_shown_here),
         STORY(a_hole_in_the_counter_is_looked_at_once),
