@@ -588,6 +588,25 @@ static const struct put_field history_typing_fields[] = {
 static const struct request_shape history_typing = {
     "/v1/history/Typing", history_typing_fields, countof(history_typing_fields), NULL};
 
+static const struct put_field proxy_online_fields[] = {
+    {"account_ids", PUT_TEXTS, NEEDED, offsetof(struct roomd_proxy_online, account_ids), 0},
+};
+static const struct request_shape proxy_online = {
+    "/v1/proxy/Online", proxy_online_fields, countof(proxy_online_fields), NULL};
+
+static const struct put_field proxy_connections_fields[] = {
+    {"room_id", PUT_TEXT, NEEDED, offsetof(struct roomd_proxy_connections, room_id), 0},
+};
+static const struct request_shape proxy_connections = {
+    "/v1/proxy/Connections", proxy_connections_fields, countof(proxy_connections_fields), NULL};
+
+static const struct put_field proxy_kick_fields[] = {
+    {"account_id", PUT_TEXT, NEEDED, offsetof(struct roomd_proxy_kick, account_id), 0},
+    {"platform", PUT_TEXT, 0, offsetof(struct roomd_proxy_kick, platform), 0},
+    {"reason", PUT_TEXT, 0, offsetof(struct roomd_proxy_kick, reason), 0},
+};
+static const struct request_shape proxy_kick = {"/v1/proxy/Kick", proxy_kick_fields, countof(proxy_kick_fields), NULL};
+
 static const struct get_field entry_answer[] = {
     {"type", GET_TEXT, NEEDED, offsetof(struct roomd_entry, type), 0, NULL},
     {"room_id", GET_TEXT, 0, offsetof(struct roomd_entry, room_id), 0, NULL},
@@ -775,6 +794,45 @@ static const struct get_field history_unread_of_answer[] = {
 static const struct answer_shape history_unread_of_shape = {
     sizeof(struct roomd_history_unread_of), history_unread_of_answer, countof(history_unread_of_answer)};
 
+static const struct get_field platform_streams_answer[] = {
+    {"platform", GET_TEXT, NEEDED, offsetof(struct roomd_platform_streams, platform), 0, NULL},
+    {"streams", GET_U64, NEEDED, offsetof(struct roomd_platform_streams, streams), 0, NULL},
+};
+static const struct answer_shape platform_streams_shape = {
+    sizeof(struct roomd_platform_streams), platform_streams_answer, countof(platform_streams_answer)};
+
+static const struct get_field online_account_answer[] = {
+    {"account_id", GET_TEXT, NEEDED, offsetof(struct roomd_online_account, account_id), 0, NULL},
+    {"streams", GET_U64, NEEDED, offsetof(struct roomd_online_account, streams), 0, NULL},
+    {"platforms", GET_ITEMS, 0, offsetof(struct roomd_online_account, platforms),
+        offsetof(struct roomd_online_account, platform_count), &platform_streams_shape},
+};
+static const struct answer_shape online_account_shape = {
+    sizeof(struct roomd_online_account), online_account_answer, countof(online_account_answer)};
+
+static const struct get_field proxy_online_accounts_answer[] = {
+    {"accounts", GET_ITEMS, NEEDED, offsetof(struct roomd_proxy_online_accounts, accounts),
+        offsetof(struct roomd_proxy_online_accounts, account_count), &online_account_shape},
+    {"missing", GET_U64, 0, offsetof(struct roomd_proxy_online_accounts, missing), 0, NULL},
+};
+static const struct answer_shape proxy_online_accounts_shape = {
+    sizeof(struct roomd_proxy_online_accounts), proxy_online_accounts_answer, countof(proxy_online_accounts_answer)};
+
+static const struct get_field proxy_room_connections_answer[] = {
+    {"streams", GET_U64, NEEDED, offsetof(struct roomd_proxy_room_connections, streams), 0, NULL},
+    {"platforms", GET_ITEMS, 0, offsetof(struct roomd_proxy_room_connections, platforms),
+        offsetof(struct roomd_proxy_room_connections, platform_count), &platform_streams_shape},
+    {"missing", GET_U64, 0, offsetof(struct roomd_proxy_room_connections, missing), 0, NULL},
+};
+static const struct answer_shape proxy_room_connections_shape = {
+    sizeof(struct roomd_proxy_room_connections), proxy_room_connections_answer, countof(proxy_room_connections_answer)};
+
+static const struct get_field proxy_kicked_answer[] = {
+    {"closed", GET_U64, NEEDED, offsetof(struct roomd_proxy_kicked, closed), 0, NULL},
+};
+static const struct answer_shape proxy_kicked_shape = {
+    sizeof(struct roomd_proxy_kicked), proxy_kicked_answer, countof(proxy_kicked_answer)};
+
 /* paths and backoff are objects of their own on the wire; here their fields stand beside the others. */
 #define OPENED(name) offsetof(struct roomd_history_opened, name)
 static const struct get_field paths_answer[] = {
@@ -925,4 +983,22 @@ void roomd_history_typing(
     struct roomd_client *client, struct roomd_call *call, const struct roomd_history_typing *request)
 {
     call_begin(client, call, &history_typing, request, NULL, NULL, 0);
+}
+
+void roomd_proxy_online(struct roomd_client *client, struct roomd_call *call, const struct roomd_proxy_online *request,
+    struct roomd_proxy_online_accounts *answer)
+{
+    call_begin(client, call, &proxy_online, request, &proxy_online_accounts_shape, answer, 0);
+}
+
+void roomd_proxy_connections(struct roomd_client *client, struct roomd_call *call,
+    const struct roomd_proxy_connections *request, struct roomd_proxy_room_connections *answer)
+{
+    call_begin(client, call, &proxy_connections, request, &proxy_room_connections_shape, answer, 0);
+}
+
+void roomd_proxy_kick(struct roomd_client *client, struct roomd_call *call, const struct roomd_proxy_kick *request,
+    struct roomd_proxy_kicked *answer)
+{
+    call_begin(client, call, &proxy_kick, request, &proxy_kicked_shape, answer, 0);
 }

@@ -511,6 +511,53 @@ struct roomd_history_typing {
 void roomd_history_typing(
     struct roomd_client *client, struct roomd_call *call, const struct roomd_history_typing *request);
 
+/* --- proxy/Online, Connections: who is connected, on all instances; `missing` of them did not answer */
+struct roomd_platform_streams {
+    const char *platform;
+    uint64_t streams;
+};
+struct roomd_proxy_online {
+    struct roomd_texts account_ids;
+};
+struct roomd_online_account {
+    const char *account_id;
+    uint64_t streams; /* 0: not connected; more than those of `platforms` when some were opened without one */
+    const struct roomd_platform_streams *platforms;
+    size_t platform_count;
+};
+struct roomd_proxy_online_accounts {
+    const struct roomd_online_account *accounts; /* as asked, in this order */
+    size_t account_count;
+    uint64_t missing;
+};
+void roomd_proxy_online(struct roomd_client *client, struct roomd_call *call, const struct roomd_proxy_online *request,
+    struct roomd_proxy_online_accounts *answer);
+
+struct roomd_proxy_connections {
+    const char *room_id;
+};
+struct roomd_proxy_room_connections {
+    uint64_t streams;
+    const struct roomd_platform_streams *platforms;
+    size_t platform_count;
+    uint64_t missing;
+};
+void roomd_proxy_connections(struct roomd_client *client, struct roomd_call *call,
+    const struct roomd_proxy_connections *request, struct roomd_proxy_room_connections *answer);
+
+/* --- proxy/Kick: the account's streams end everywhere. "timeout": not everywhere yet; repeat it. Whoever is to stay
+ * out must get no new ticket; see docs/protocol.md. */
+struct roomd_proxy_kick {
+    const char *account_id;
+    const char *platform; /* NULL: all */
+    const char *reason;   /* the message of the error event; may be NULL */
+};
+struct roomd_proxy_kicked {
+    uint64_t closed;
+};
+void roomd_proxy_kick(struct roomd_client *client, struct roomd_call *call, const struct roomd_proxy_kick *request,
+    struct roomd_proxy_kicked *answer);
+
 /* ------------------------------------------------------------------ streams */
 
 /*

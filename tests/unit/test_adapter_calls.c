@@ -283,6 +283,36 @@ static void an_answer_in_pieces_and_chunks_is_whole(void **state)
     roomd_call_clear(&call);
 }
 
+static void who_is_connected_is_told_by_account_and_platform(void **state)
+{
+    struct site *site = *state;
+    struct roomd_call call = {0};
+    struct roomd_proxy_online_accounts got;
+    char text[512];
+
+    snprintf(text, sizeof(text), ANSWER("200 OK", "Content-Length: #\r\n\r\n%s"),
+        "{\"accounts\":[{\"account_id\":\"a\",\"streams\":3,\"platforms\":[{\"platform\":\"ios\",\"streams\":1},"
+        "{\"platform\":\"web\",\"streams\":2}]},{\"account_id\":\"b\",\"streams\":0,\"platforms\":[]}],"
+        "\"missing\":1}");
+    site->one.script[0] = text;
+    site_start(site, (struct roomd_settings){0});
+    roomd_proxy_online(site->client, &call, &(struct roomd_proxy_online){.account_ids = ROOMD_TEXTS("a", "b")}, &got);
+    until(site, call.finished);
+    assert_int_equal(call.code, ROOMD_OK);
+    assert_non_null(strstr(site->one.last, "POST /v1/proxy/Online HTTP/1.1\r\n"));
+    assert_non_null(strstr(site->one.last, "\r\n\r\n{\"account_ids\":[\"a\",\"b\"]}"));
+    assert_int_equal(got.account_count, 2);
+    assert_int_equal(got.missing, 1);
+    assert_string_equal(got.accounts[0].account_id, "a");
+    assert_int_equal(got.accounts[0].streams, 3);
+    assert_int_equal(got.accounts[0].platform_count, 2);
+    assert_string_equal(got.accounts[0].platforms[1].platform, "web");
+    assert_int_equal(got.accounts[0].platforms[1].streams, 2);
+    assert_int_equal(got.accounts[1].streams, 0);
+    assert_int_equal(got.accounts[1].platform_count, 0);
+    roomd_call_clear(&call);
+}
+
 static void a_page_is_read_whatever_numbers_a_content_holds(void **state)
 {
     struct site *site = *state;
@@ -581,6 +611,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_SITE(a_request_is_what_the_protocol_says),
         WITH_SITE(an_answer_in_pieces_and_chunks_is_whole),
+        WITH_SITE(who_is_connected_is_told_by_account_and_platform),
         WITH_SITE(a_page_is_read_whatever_numbers_a_content_holds),
         WITH_SITE(an_error_brings_its_code_sentence_and_field),
         WITH_SITE(what_is_no_answer_is_a_bad_answer),

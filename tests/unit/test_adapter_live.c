@@ -117,6 +117,30 @@ static void accounts_come_go_and_have_roles(void **state)
     assert_string_equal(removed.removed.p[0], accounts[2]);
 }
 
+static void who_is_connected_is_asked_and_sent_away(void **state)
+{
+    struct roomd_proxy_online_accounts online;
+    struct roomd_proxy_room_connections connections;
+    struct roomd_proxy_kicked kicked;
+
+    (void)state;
+    roomd_proxy_online(
+        client, &call, &(struct roomd_proxy_online){.account_ids = ROOMD_TEXTS(accounts[0], "nobody")}, &online);
+    done_ok();
+    assert_int_equal(online.account_count, 2);
+    assert_string_equal(online.accounts[1].account_id, "nobody");
+    assert_int_equal(online.accounts[1].streams, 0);
+    assert_int_equal(online.missing, 0);
+    roomd_proxy_connections(client, &call, &(struct roomd_proxy_connections){.room_id = room_id}, &connections);
+    done_ok();
+    assert_int_equal(connections.streams, 0);
+    assert_int_equal(connections.platform_count, 0);
+    roomd_proxy_kick(client, &call,
+        &(struct roomd_proxy_kick){.account_id = accounts[0], .platform = "web", .reason = "why"}, &kicked);
+    done_ok();
+    assert_int_equal(kicked.closed, 0);
+}
+
 static void messages_are_pushed_edited_recalled_deleted_and_read(void **state)
 {
     struct roomd_history_pushed pushed;
@@ -261,6 +285,7 @@ int main(void)
         cmocka_unit_test(rooms_are_made_found_changed_and_listed),
         cmocka_unit_test(accounts_come_go_and_have_roles),
         cmocka_unit_test(messages_are_pushed_edited_recalled_deleted_and_read),
+        cmocka_unit_test(who_is_connected_is_asked_and_sent_away),
         cmocka_unit_test(a_refusal_is_the_services),
         cmocka_unit_test(a_sent_message_comes_out_of_a_stream),
         cmocka_unit_test(a_removed_room_is_gone),
