@@ -12,6 +12,7 @@
 enum {
     CALLS_MS = 5500, /* what was accepted has its own deadline (op_timeout_ms, database_timeout_ms), usually 5 s */
     LOOK_MS = 20,
+    HEARD_MS = 100, /* beside a beat: our row is written, the others' poll is answered */
     SHARDS_MS = 10000
 };
 
@@ -24,12 +25,13 @@ struct drain {
     enum drain_state state;
     uv_signal_t terminate, interrupt;
     uv_timer_t timer;
-    uint64_t calls_until_ms;
+    uint64_t calls_until_ms, heard_at_ms;
     int handles_open;
 };
 
 /* The steps, in the order they run. */
 static void on_signal(uv_signal_t *handle, int number);
+static void on_heard(uv_timer_t *timer);
 static void on_shards_gone(void *arg);
 static void on_streams_gone(void *arg);
 static void on_look(uv_timer_t *timer);
@@ -100,7 +102,24 @@ static void on_signal(uv_signal_t *handle, int number)
     cluster_set_draining(service->cluster, true);
     proxy_take_no_more(service->proxy);
     enter(drain, DRAIN_SHARDS);
-    if (others_live(service->cluster))
+    drain->heard_at_ms = uv_now(service->loop);
+    if (history_shards_ours(service->history))
+        drain->heard_at_ms += (uint64_t)service->config->beat_ms + HEARD_MS;
+    uv_timer_start(&drain->timer, on_heard, 0, LOOK_MS);
+}
+
+/* The others hear with their next beat that we drain, and look at our shards all the time from then on. Until then we
+ * serve them: what is given back before would lie there for the rest of that beat. */
+static void on_heard(uv_timer_t *timer)
+{
+    struct drain *drain = timer->data;
+    struct service *service = drain->service;
+    bool others = others_live(service->cluster);
+
+    if (others && uv_now(service->loop) < drain->heard_at_ms)
+        return;
+    uv_timer_stop(timer);
+    if (others)
         history_hand_over(service->history, SHARDS_MS, on_shards_gone, drain);
     else
         on_shards_gone(drain);

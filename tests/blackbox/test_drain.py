@@ -104,7 +104,7 @@ def test_a_drain_under_load_breaks_no_stream(new_cluster):
     cluster.check_log(rooms, load.confirmed)
     pauses = {transport: max(reader.longest_pause(began) for reader in readers if reader.transport == transport) for transport in TRANSPORTS}
     print(f"drained in {took:.2f} s; longest pause seen by a stream:", ", ".join(f"{transport} {pause * 1000:.0f} ms" for transport, pause in pauses.items()))
-    assert max(pauses.values()) < 5
+    assert max(pauses.values()) < 3  # some hundred milliseconds on a machine of its own
 
 
 def test_calls_are_answered_while_an_instance_drains(new_cluster):
