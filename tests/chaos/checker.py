@@ -193,8 +193,9 @@ class View:
             return
         room, first = one["room_id"], cursor(one["from"])[1] + 1
         self.story[room].append(f"{kind} from {one['from']} head {one['head']}")
-        self._mark(room, one["durable_seq"])
         segment = self.at(room)
+        # Where the stream begins below what is here, a reset follows: the mark speaks of other entries than those.
+        self._mark(room, min(one["durable_seq"], first - 1) if segment and first < segment.next else one["durable_seq"])
         if segment is None:
             self.segments.setdefault(room, []).append(Segment(first))
         elif first > segment.next:
