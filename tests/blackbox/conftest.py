@@ -64,6 +64,13 @@ def servers():
 
 
 @pytest.fixture
+def keep():
+    """keep(one) -> one, whose close() comes after the test, the last one first."""
+    with contextlib.ExitStack() as kept:
+        yield lambda one: kept.enter_context(contextlib.closing(one))
+
+
+@pytest.fixture
 def database(servers):
     yield servers.database
     servers.restore()

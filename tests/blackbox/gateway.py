@@ -29,7 +29,7 @@ WEB = roomd.TOP / "gateway-adapter" / "web"
 class Program(roomd.Instance):
     """A process beside roomd that is kept and checked in the same way."""
 
-    program, certificate = None, None
+    executable, certificate = None, None
 
     def command(self, verb):
         raise NotImplementedError
@@ -37,7 +37,7 @@ class Program(roomd.Instance):
     def start(self, ready=True):
         assert not self.alive(), f"{self.name} runs already"
         with open(self.log, "ab") as log:
-            self.process = roomd.subprocess.Popen([str(roomd.pathlib.Path(roomd.ROOMD).with_name(self.program)), "--config", str(self.config)], env=self._environment(),
+            self.process = roomd.subprocess.Popen([str(roomd.pathlib.Path(roomd.ROOMD).with_name(self.executable)), "--config", str(self.config)], env=self._environment(),
                 cwd=self.home, stdin=roomd.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.ends_are_expected = False
         if ready:
@@ -52,7 +52,7 @@ class Program(roomd.Instance):
 
 
 class BaseService(Program):
-    program, health = "baseservice", "/healthz"
+    executable, health = "baseservice", "/healthz"
 
     def __init__(self, cluster, **settings):
         self.key = secrets.token_hex(16)
@@ -64,7 +64,7 @@ class BaseService(Program):
 
 
 class Gateway(Program):
-    program, health = "roomd-gateway", "/readyz"
+    executable, health = "roomd-gateway", "/readyz"
 
     def __init__(self, cluster, base, name="gateway", **settings):
         self.cluster, self.base = cluster, base

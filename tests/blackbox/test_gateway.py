@@ -57,16 +57,8 @@ def start_gateway(cluster, base):
 
 
 @pytest.fixture
-def client_of():
-    mine = []
-
-    def make(user, *args, **options):
-        mine.append(user.web_client(*args, **options))
-        return mine[-1]
-
-    yield make
-    for one in mine:
-        one.close()
+def client_of(keep):
+    return lambda user, *args, **options: keep(user.web_client(*args, **options))
 
 
 @pytest.fixture

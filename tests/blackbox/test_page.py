@@ -10,12 +10,11 @@ import wave
 import zlib
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 import roomd
+from chromium import start_chromium
 from gateway import BaseService, Gateway
 from roomd import wait_for
 
@@ -63,15 +62,7 @@ def film(driver):
 
 @pytest.fixture(scope="module")
 def drivers(tmp_path_factory):
-    made = []
-    for account in ("alice", "bob"):
-        options = webdriver.ChromeOptions()
-        options.binary_location = "/usr/bin/chromium"
-        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1100,760", "--lang=en",
-                f"--user-data-dir={tmp_path_factory.mktemp(account)}"):
-            options.add_argument(word)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        made.append(webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options))
+    made = [start_chromium(tmp_path_factory.mktemp(account), "--window-size=1100,760", "--lang=en") for account in ("alice", "bob")]
     yield made
     for driver in made:
         driver.quit()
@@ -195,10 +186,7 @@ class Person:
 
 @pytest.fixture
 def people(site, drivers):
-    cluster, gateway = site
-    # In this version only the owner's streams are told of a new room: with a chat that is there already both come to the owner.
-    if len(cluster.instances) > 1:
-        gateway.user("alice").direct("bob")
+    _, gateway = site
     return Person(drivers[0], gateway, "alice"), Person(drivers[1], gateway, "bob")
 
 

@@ -3,9 +3,8 @@ import json
 import urllib.parse
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
+from chromium import start_chromium
 from gateway_stand_in import GatewayStandIn
 from roomd import wait_for
 from web_client import WebClient
@@ -14,29 +13,13 @@ TRANSPORTS = ["websocket", "sse", "poll"]
 
 
 @pytest.fixture
-def gateway_of():
-    open_ones = []
-
-    def make(cluster):
-        open_ones.append(GatewayStandIn(cluster))
-        return open_ones[-1]
-
-    yield make
-    for one in open_ones:
-        one.close()
+def gateway_of(keep):
+    return lambda cluster: keep(GatewayStandIn(cluster))
 
 
 @pytest.fixture
-def node(cluster):
-    clients = []
-
-    def make(gateway, account, **options):
-        clients.append(WebClient(cluster, account, gateway=gateway.url, cookie=gateway.session(account), **options))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
+def node(cluster, keep):
+    return lambda gateway, account, **options: keep(WebClient(cluster, account, gateway=gateway.url, cookie=gateway.session(account), **options))
 
 
 @pytest.fixture
@@ -79,11 +62,7 @@ def test_without_a_session_it_stops_and_says_so(cluster, room, gateway_of):
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(word)
-    driver = webdriver.Chrome(service=Service("/usr/bin/chromedriver"), options=options)
+    driver = start_chromium(tmp_path_factory.mktemp("chromium"))
     driver.set_script_timeout(10)
     yield driver
     driver.quit()
