@@ -15,7 +15,13 @@ def metric(instance, name, **labels):
     return sum(found)
 
 
+# The first of two instances owns the only shard, and keeps it as long as it can.
+ONE_SHARD, OWNER, OTHER = {"shard_count": 1, "lease_ttl_ms": 2000}, {"weight": 10000}, {"weight": 1}
+
+
 def owner_and_other(cluster, room):
+    """Once no shard moves any more."""
+    wait_for(lambda: {len(instance.readyz()[1]["shards"]) for instance in cluster.alive} == {4}, 30)
     owner = cluster.owner_of(room)
     return owner, next(instance for instance in cluster.alive if instance is not owner)
 
@@ -74,9 +80,10 @@ def test_a_long_poll_elsewhere_is_answered_when_there_is_something(cluster, room
 
 
 def test_nothing_is_told_of_a_shard_that_nobody_elsewhere_follows(new_cluster):
-    cluster = new_cluster(2, {"shard_count": 1})
-    room = cluster.api.create_room("alice", "bob")["room_id"]
-    owner, other = owner_and_other(cluster, room)
+    cluster = new_cluster(0, ONE_SHARD)
+    owner, other = cluster.start(settings=OWNER), cluster.start(settings=OTHER)
+    room = owner.api.create_room("alice", "bob")["room_id"]
+    assert cluster.owner_of(room) is owner
     bob = cluster.open_stream("bob", [room], endpoint=owner)
     for number in range(20):
         owner.api.push(room, "alice", f"{number}", wait="durable")
@@ -95,12 +102,11 @@ def test_nothing_is_told_of_a_shard_that_nobody_elsewhere_follows(new_cluster):
 @pytest.mark.deadline(90)
 def test_what_an_instance_missed_of_the_feed_is_read_from_the_log(new_cluster):
     """C14, C15: its broker is away, so that entries, marks, and who entered what go by unheard; the last of them has no successor."""
-    cluster = new_cluster(1, {"shard_count": 2})
+    cluster = new_cluster(0, ONE_SHARD)
     link, settings = cluster.broker_link()
-    other = cluster.start(settings=settings)
-    room = cluster.api.create_room("alice", "bob")["room_id"]
-    owner = cluster.owner_of(room)
-    assert owner is not other
+    owner, other = cluster.start(settings=OWNER), cluster.start(settings={**OTHER, **settings})
+    room = owner.api.create_room("alice", "bob")["room_id"]
+    assert cluster.owner_of(room) is owner
     bob = cluster.open_stream("bob", [room], endpoint=other)
     carol = cluster.open_stream("carol", all=True, endpoint=other)
     bob.read_type("hello"), carol.read_type("hello")
@@ -126,12 +132,12 @@ def test_what_an_instance_missed_of_the_feed_is_read_from_the_log(new_cluster):
 @pytest.mark.deadline(90)
 def test_an_owner_that_alone_lacks_the_database_gives_its_shards_up(new_cluster):
     """C3, C12: what it showed early is the log's in the end, or taken back."""
-    cluster = new_cluster(0, {"shard_count": 2, "lease_ttl_ms": 2000})
+    cluster = new_cluster(0, ONE_SHARD)
     link, settings = cluster.database_link()
-    owner = cluster.start(settings=settings)
+    owner = cluster.start(settings={**OWNER, **settings})
     room = owner.api.create_room("alice", "bob")["room_id"]
     assert cluster.owner_of(room) is owner
-    other = cluster.start()
+    other = cluster.start(settings=OTHER)
     near, far = (cluster.open_stream("bob", [room], endpoint=instance) for instance in (owner, other))
     near.read_type("hello"), far.read_type("hello")
     wait_for(lambda: metric(owner, "roomd_feed_shards_told") >= 1)
@@ -158,12 +164,12 @@ def test_an_owner_that_alone_lacks_the_database_gives_its_shards_up(new_cluster)
 @pytest.mark.deadline(90)
 def test_what_a_killed_owner_showed_early_elsewhere_is_made_good_by_the_next(new_cluster):
     """C12: the instance that shows it takes over, and does not go by what it has shown."""
-    cluster = new_cluster(0, {"shard_count": 2, "lease_ttl_ms": 2000})
+    cluster = new_cluster(0, ONE_SHARD)
     link, settings = cluster.database_link()
-    owner = cluster.start(settings=settings)
+    owner = cluster.start(settings={**OWNER, **settings})
     room = owner.api.create_room("alice", "bob")["room_id"]
     assert cluster.owner_of(room) is owner
-    other = cluster.start()
+    other = cluster.start(settings=OTHER)
     early, durable = (cluster.open_stream("bob", [room], endpoint=other, deliver=deliver) for deliver in ("early", "durable"))
     early.read_type("hello"), durable.read_type("hello")
     wait_for(lambda: metric(owner, "roomd_feed_shards_told") >= 1)
