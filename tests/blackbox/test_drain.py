@@ -1,5 +1,8 @@
 """An instance that stops hands over its shards, then sends its streams to others; nobody misses or repeats anything."""
 import contextlib
+import json
+import selectors
+import socket
 import threading
 import time
 
@@ -157,3 +160,67 @@ def test_where_nobody_else_lives_open_calls_find_their_owner_to_the_end(new_clus
     for one in calls:
         one.join(10)
     assert set(answers) <= {200, 503} and answers.count(200) > 20
+
+
+class Crowd:
+    """Many NDJSON streams of one room, on plain sockets; each goes where it is told to."""
+
+    def __init__(self, url, ticket):
+        self.selector, self.moved = selectors.DefaultSelector(), 0
+        self.open(url, ticket)
+
+    def open(self, url, ticket, count=1):
+        port = int(url.rpartition(":")[2])
+        for _ in range(count):
+            one = socket.create_connection(("127.0.0.1", port))
+            one.sendall(f"GET /v1/stream/ndjson HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\n\r\n".encode())
+            self.selector.register(one, selectors.EVENT_READ, bytearray())
+
+    def turn(self):
+        for key, _ in self.selector.select(0.05):
+            key.data.extend(key.fileobj.recv(65536) or b"\n{\"type\": \"the end\"}\n")
+            *lines, rest = key.data.split(b"\n")
+            key.data[:] = rest
+            for event in (json.loads(line) for line in lines if line.startswith(b"{")):
+                assert event["type"] in ("hello", "migrate", "ping"), event
+                if event["type"] == "migrate":
+                    self.open(event["endpoints"][0]["url"], event["ticket"])
+                    self.selector.unregister(key.fileobj)
+                    key.fileobj.close()
+                    self.moved += 1
+
+    def close(self):
+        for key in list(self.selector.get_map().values()):
+            key.fileobj.close()
+        self.selector.close()
+
+
+def test_an_added_instance_gets_its_share_of_the_streams(new_cluster):
+    cluster = new_cluster(settings={"rebalance_streams_per_s": 1000, "rebalance_busy_max": 100, "heartbeat_ms": 600000})
+    room = cluster.api.create_room("bob")["room_id"]
+    first = cluster.instances[0]
+    crowd = Crowd(first.url, cluster.open_stream("bob", [room]).ticket)
+
+    def streams(instance):
+        return sum(value for name, value in instance.metrics().items() if name.startswith("roomd_streams{"))
+
+    def turn_until(condition, deadline=30):
+        end = time.monotonic() + deadline
+        while not condition():
+            crowd.turn()
+            assert time.monotonic() < end, [streams(instance) for instance in cluster.instances]
+
+    while streams(first) < 700:
+        crowd.open(first.url, cluster.open_stream("bob", [room]).ticket, 100)
+        crowd.turn()
+    turn_until(lambda: streams(first) >= 700)
+    total = streams(first)
+    second = cluster.start(ready=False)
+    began = time.monotonic()
+    turn_until(lambda: second.ready() and streams(second) > 0.4 * total)
+    print(f"an added instance had its share of {total:.0f} streams after {time.monotonic() - began:.1f} s; {crowd.moved} moved")
+    for _ in range(20):
+        crowd.turn()
+    assert streams(first) + streams(second) == total and abs(streams(first) - streams(second)) < 0.2 * total
+    assert crowd.moved < 0.6 * total  # and none of them back
+    crowd.close()
