@@ -11,11 +11,12 @@
 #define MARGIN_MS 5000 /* clocks of two instances, and a commit that is told late */
 
 struct announcing {
-    struct list link; /* feed->announcing, in the order of their counters */
+    struct list link;         /* feed->announcing, in the order of their counters */
+    struct list awaited_link; /* feed->awaited, in the same order */
     struct amqp_publish publish;
-    struct feed *feed; /* NULL: closed meanwhile */
-    struct history_announce *announce;
-    uint64_t counter;
+    struct feed *feed;                 /* NULL: closed meanwhile */
+    struct history_announce *announce; /* NULL: it does not wait any more */
+    uint64_t counter, due_ms;
 };
 
 /* --------------------------------------------------------------------------------------------------------- telling */
@@ -57,17 +58,42 @@ void feed_joined(struct feed *feed, struct str room_id, const struct entry *entr
     buf_clear(&body);
 }
 
+static void answer(struct announcing *announcing, enum err err)
+{
+    struct history_announce *announce = announcing->announce;
+
+    announcing->announce = NULL;
+    list_remove(&announcing->awaited_link);
+    announce->impl = NULL;
+    announce->done(announce, err);
+}
+
 static void on_published(struct amqp_publish *publish, enum err err)
 {
     struct announcing *announcing = container_of(publish, struct announcing, publish);
-    struct history_announce *announce = announcing->announce;
 
     if (announcing->feed) {
         list_remove(&announcing->link);
-        announce->impl = NULL;
-        announce->done(announce, err == ERR_LOST || err == ERR_TIMEOUT ? ERR_TIMEOUT : err ? ERR_UNAVAILABLE : ERR_OK);
+        if (announcing->announce)
+            answer(announcing, err == ERR_LOST || err == ERR_TIMEOUT ? ERR_TIMEOUT : err ? ERR_UNAVAILABLE : ERR_OK);
     }
     free(announcing);
+}
+
+/* Whoever waits for the broker longer than that is answered; the news goes out all the same, as soon as it can. */
+static void answer_late(struct feed *feed)
+{
+    uint64_t now = uv_now(feed->history->loop);
+
+    while (!list_empty(&feed->awaited)) {
+        struct announcing *first = list_entry(feed->awaited.next, struct announcing, awaited_link);
+
+        if (first->due_ms > now) {
+            feed_wake(feed, first->due_ms - now);
+            return;
+        }
+        answer(first, ERR_TIMEOUT);
+    }
 }
 
 void history_announce_entered(struct history *history, struct history_announce *announce)
@@ -79,8 +105,11 @@ void history_announce_entered(struct history *history, struct history_announce *
     announcing->feed = feed;
     announcing->announce = announce;
     announcing->publish.done = on_published;
+    announcing->due_ms = uv_now(history->loop) + HISTORY_ANNOUNCE_MS;
     announce->impl = announcing;
     list_push_back(&feed->announcing, &announcing->link);
+    list_push_back(&feed->awaited, &announcing->awaited_link);
+    feed_wake(feed, HISTORY_ANNOUNCE_MS);
     begin(feed, &body, FEED_WAY_ANNOUNCED);
     announcing->counter = feed->entered[FEED_WAY_ANNOUNCED];
     feed_write_entered(&body, announce->room_id, announce->after, announce->account_count);
@@ -115,7 +144,8 @@ void entered_close(struct feed *feed)
 
     list_for_each (announcing, &feed->announcing, link) { /* its link answers it still */
         list_remove(&announcing->link);
-        announcing->announce->impl = NULL;
+        if (announcing->announce)
+            announcing->announce->impl = NULL;
         announcing->feed = NULL;
     }
 }
@@ -218,6 +248,7 @@ void entered_turn(struct feed *feed)
     const struct history_events *events = &feed->history->events;
     uint64_t now = uv_now(feed->history->loop), since = feed->entered_missed_since;
 
+    answer_late(feed);
     if (!since)
         return;
     if (feed->entered_missed_ms && now - feed->entered_missed_ms < FEED_MISSED_APART_MS) {

@@ -64,6 +64,7 @@ struct feed *feed_open(struct history *history)
     list_init(&feed->logs);
     list_init(&feed->missed);
     list_init(&feed->announcing);
+    list_init(&feed->awaited);
     list_init(&feed->surveys);
     return feed;
 }

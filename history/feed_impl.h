@@ -110,6 +110,7 @@ struct feed {
 
     uint64_t entered[FEED_WAYS]; /* counters of our own messages */
     struct list announcing;      /* not confirmed yet */
+    struct list awaited;         /* those of them whose callers wait */
     uint64_t connected_ms;       /* server time: streams here began later */
     uint64_t complete_ms;        /* server time of the last beat that came: the queue was there */
     uint64_t entered_missed_since, entered_missed_ms;

@@ -208,7 +208,9 @@ void history_follow(struct history *history, struct str shard, bool follow);
 bool history_hears(const struct history *history, struct str shard);
 
 /* --- accounts have entered a room that no entry tells of (Create): told here and to all instances. Done when the
- * broker has confirmed it; it may be submitted again --- */
+ * broker has confirmed it, or HISTORY_ANNOUNCE_MS later (ERR_TIMEOUT: it goes out when it can); it may be submitted
+ * again --- */
+#define HISTORY_ANNOUNCE_MS 1000
 struct history_announce {
     struct str room_id;
     const struct str *accounts;

@@ -2,9 +2,11 @@
 
 
 def test_a_late_duplicate_becomes_a_void_and_readers_are_told(new_cluster):
-    cluster = new_cluster(settings={"dedup_window": 0})
+    """On the owner and on another instance."""
+    cluster = new_cluster(2, {"dedup_window": 0})
     room = cluster.api.create_room("alice", "bob")["room_id"]
-    early, durable = (cluster.open_stream("bob", [room], deliver=deliver) for deliver in ("early", "durable"))
+    earlies, durables = ([cluster.open_stream("bob", [room], deliver=deliver, endpoint=instance) for instance in cluster.instances]
+        for deliver in ("early", "durable"))
     publisher = cluster.publisher()
     publisher.publish(room, "alice", content="once", client_msg_id="c1")
     cluster.api.pull_until(room, 1)
@@ -13,10 +15,12 @@ def test_a_late_duplicate_becomes_a_void_and_readers_are_told(new_cluster):
     entries = cluster.api.pull_until(room, 3)
     assert [entry["type"] for entry in entries] == ["message", "void", "message"]
     assert entries[1]["of_seq"] == 1
-    void = early.read_type("void", room_id=room)
-    assert (void["seq"], void["of_seq"]) == (2, 1)
-    durable.read_message(room, content="next")
-    assert [(event["type"], event["seq"]) for event in durable.log_events(room)] == [("message", 1), ("void", 2), ("message", 3)]
+    for early in earlies:
+        void = early.read_type("void", room_id=room)
+        assert (void["seq"], void["of_seq"]) == (2, 1)
+    for durable in durables:
+        durable.read_message(room, content="next")
+        assert [(event["type"], event["seq"]) for event in durable.log_events(room)] == [("message", 1), ("void", 2), ("message", 3)]
     assert cluster.dead_letters() == []
 
 
