@@ -26,6 +26,7 @@ static void finish_open(struct attach *attach);
 static void finish_more(struct attach *attach);
 
 #define ALL_ROOMS_MAX 10000 /* of one account on one stream; the newest */
+#define GATHER_ABOVE 10     /* that many in attach_gather_ms are many */
 #define TIME_MARGIN_MS 5000 /* ~<ms> resumes so much earlier: clocks of owners, and what was under way */
 
 struct batch {
@@ -105,12 +106,54 @@ void attach_abandon(struct attach *attach)
     attach_free(attach);
 }
 
-void attach_begin(struct attach *attach, bool all)
+static void begin_now(struct attach *attach, bool all)
 {
     if (all)
         list_push_back(&attach->proxy->batch_all, &attach->batch_link);
     else
         attach_register(attach);
+}
+
+/* The streams of a storm arrive a few in a turn, and what they ask is asked turn by turn: they wait for each other. */
+static bool many_come(struct gathering *gathering, uint32_t now, uint32_t gather_ms)
+{
+    if (now - gathering->at >= gather_ms) {
+        gathering->before = now - gathering->at < 2 * gather_ms ? gathering->count : 0;
+        gathering->count = 0;
+        gathering->at = now;
+    }
+    gathering->count++;
+    return gathering->count >= GATHER_ABOVE || gathering->before >= GATHER_ABOVE;
+}
+
+static void on_gathered(uv_timer_t *timer)
+{
+    struct proxy *proxy = timer->data;
+    struct list gathered, *link;
+
+    list_init(&gathered);
+    list_splice_back(&gathered, &proxy->gathering.attaches);
+    while ((link = list_pop_front(&gathered))) {
+        struct attach *attach = list_entry(link, struct attach, batch_link);
+
+        begin_now(attach, attach->stream->all && !attach->stream->deferred);
+    }
+}
+
+/* A long poll does not wait: it may be the next one of a stream to which something has come meanwhile. */
+void attach_begin(struct attach *attach, bool all)
+{
+    struct proxy *proxy = attach->proxy;
+    uint32_t gather_ms = (uint32_t)proxy->config->attach_gather_ms;
+
+    if (attach->kind != ATTACH_OPEN || !gather_ms || attach->stream->transport == TRANSPORT_POLL ||
+        !many_come(&proxy->gathering, proxy_now(proxy), gather_ms)) {
+        begin_now(attach, all);
+        return;
+    }
+    list_push_back(&proxy->gathering.attaches, &attach->batch_link);
+    if (!uv_is_active((uv_handle_t *)&proxy->gather_timer))
+        uv_timer_start(&proxy->gather_timer, on_gathered, gather_ms, 0);
 }
 
 /* ------------------------------------------------ registration, membership */

@@ -503,11 +503,15 @@ struct proxy {
     struct list sent_away;                          /* streams that were told to migrate */
     struct list dirty_views, dirty_streams, marks, suspects, unproven, retry;
     struct list batch_all, batch_at; /* attaches that wait for a query of this turn */
-    struct list batches;             /* queries on their way */
-    struct list rechecks;            /* is an account still a member? */
-    struct list pulls;               /* PullByActiveConnection under way */
-    struct list surveys;             /* questions to all instances under way */
-    struct map absents;              /* polls between two requests, by account */
+    struct gathering {               /* streams that open, while many come */
+        struct list attaches;
+        uint32_t at, count, before; /* came since `at`, and as long before it */
+    } gathering;
+    struct list batches;  /* queries on their way */
+    struct list rechecks; /* is an account still a member? */
+    struct list pulls;    /* PullByActiveConnection under way */
+    struct list surveys;  /* questions to all instances under way */
+    struct map absents;   /* polls between two requests, by account */
     struct list absents_by_age;
     struct map followed;
     struct list followed_idle;
@@ -523,7 +527,7 @@ struct proxy {
     uint32_t reads_in_flight, reads_sent_total;
     uv_prepare_t prepare;
     uv_check_t check;
-    uv_timer_t wheel, mark_timer, drain_timer, even_timer, follow_timer;
+    uv_timer_t wheel, mark_timer, drain_timer, even_timer, follow_timer, gather_timer;
     int handles_open;
     struct list *slots;
     uint32_t slot_count, slot_at, slot_fill, tick_ms;

@@ -21,8 +21,8 @@ static void lists_init(struct proxy *proxy)
 {
     struct list *const lists[] = {&proxy->streams, &proxy->sent_away, &proxy->closing, &proxy->partial, &proxy->holding,
         &proxy->dirty_views, &proxy->dirty_streams, &proxy->marks, &proxy->suspects, &proxy->unproven, &proxy->retry,
-        &proxy->batch_all, &proxy->batch_at, &proxy->batches, &proxy->rechecks, &proxy->pulls, &proxy->reads_waiting,
-        &proxy->reads_sent};
+        &proxy->batch_all, &proxy->batch_at, &proxy->gathering.attaches, &proxy->batches, &proxy->rechecks,
+        &proxy->pulls, &proxy->reads_waiting, &proxy->reads_sent};
 
     for (size_t i = 0; i < countof(lists); i++)
         list_init(lists[i]);
@@ -44,9 +44,10 @@ static void handles_open(struct proxy *proxy)
     uv_timer_init(proxy->loop, &proxy->drain_timer);
     uv_timer_init(proxy->loop, &proxy->even_timer);
     uv_timer_init(proxy->loop, &proxy->follow_timer);
+    uv_timer_init(proxy->loop, &proxy->gather_timer);
     proxy->prepare.data = proxy->check.data = proxy->wheel.data = proxy->mark_timer.data = proxy->drain_timer.data =
-        proxy->even_timer.data = proxy->follow_timer.data = proxy;
-    proxy->handles_open = 7;
+        proxy->even_timer.data = proxy->follow_timer.data = proxy->gather_timer.data = proxy;
+    proxy->handles_open = 8;
     /* Check comes behind what the poll brought; prepare behind timers and callbacks that came after check, before the
      * loop sleeps. */
     uv_prepare_start(&proxy->prepare, on_prepare);
@@ -92,7 +93,7 @@ void proxy_stop(struct proxy *proxy)
 {
     uv_handle_t *const handles[] = {(uv_handle_t *)&proxy->prepare, (uv_handle_t *)&proxy->check,
         (uv_handle_t *)&proxy->wheel, (uv_handle_t *)&proxy->mark_timer, (uv_handle_t *)&proxy->drain_timer,
-        (uv_handle_t *)&proxy->even_timer, (uv_handle_t *)&proxy->follow_timer};
+        (uv_handle_t *)&proxy->even_timer, (uv_handle_t *)&proxy->follow_timer, (uv_handle_t *)&proxy->gather_timer};
     struct stream *stream;
 
     proxy->stopping = proxy->draining = true;

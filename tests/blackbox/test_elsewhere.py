@@ -1,4 +1,7 @@
 """Streams on an instance that does not own the room: the same as on the owner, whatever happens to the news in between."""
+import collections
+import concurrent.futures
+import itertools
 import time
 
 import pytest
@@ -29,16 +32,16 @@ def test_it_takes_milliseconds_and_asks_the_database_nothing(cluster, api):
     room = api.create_room("ada", "bob")["room_id"]
     owner, other = owner_and_other(cluster, room)
     stream = cluster.open_stream("bob", [room], endpoint=other.url)
-    api.push(room, "ada", "first")
+    owner.api.push(room, "ada", "first")
     stream.read_message(room, content="first")
-    wait_for(lambda: other.metrics()["roomd_stream_reads_total"] == other.metrics()["roomd_stream_reads_total"])
-    took = []
+    asked, took = other.metrics()['roomd_database_statements_total{lane="read"}'], []
     for number in range(50):
         began = time.monotonic()
-        api.push(room, "ada", f"{number}")
+        owner.api.push(room, "ada", f"{number}")
         stream.read_message(room, content=f"{number}")
         took.append(time.monotonic() - began)
     assert sorted(took)[25] < 0.1, took
+    assert other.metrics()['roomd_database_statements_total{lane="read"}'] - asked <= 2  # for each message it would be 50
 
 
 def test_an_all_stream_elsewhere_enters_rooms_that_are_created_and_joined(cluster, api):
@@ -57,6 +60,21 @@ def test_an_all_stream_elsewhere_enters_rooms_that_are_created_and_joined(cluste
                 stream.read_message(room, content=f"welcome to {room}")
 
 
+def test_a_room_created_while_the_broker_hangs_is_answered_within_seconds_and_entered_later(new_cluster):
+    cluster = new_cluster(instances=2)
+    who = f"ada-{new_id()}"
+    streams = [cluster.open_stream(who, all=True, endpoint=instance.url) for instance in cluster.instances]
+    for stream in streams:
+        stream.read_type("hello")
+    cluster.broker.freeze()
+    began = time.monotonic()
+    room = cluster.instances[0].api.create_room(who)["room_id"]
+    assert 0.9 < time.monotonic() - began < 2.5
+    streams[0].read_type("room.entered", room_id=room, deadline=1)
+    cluster.broker.thaw()
+    streams[1].read_type("room.entered", room_id=room)
+
+
 def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_within_a_second(cluster, api):
     room = api.create_room("ada", "bob")["room_id"]
     owner, other = owner_and_other(cluster, room)
@@ -73,24 +91,32 @@ def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_within_a_sec
         api.ok("room/AddAccount2Room", room_id=room, account_id="bob")
 
 
-def test_news_that_are_lost_are_found_in_the_log(new_cluster):
-    """Somebody deletes the queue by which an instance hears the others."""
-    cluster = new_cluster(instances=2)
-    api = cluster.api
+DELETE_FEED_QUEUES = """
+    [case amqqueue:get_name(Q) of
+         {{resource, _, queue, <<"roomd.feed.", _/binary>>}} -> rabbit_amqqueue:delete(Q, false, false, <<"somebody">>);
+         _ -> no
+     end || Q <- rabbit_amqqueue:list(<<"{vhost}">>)]."""
+
+
+def test_news_that_are_lost_are_found_in_the_log(cluster, api):
+    """Somebody deletes the queues by which instances hear each other."""
     room = api.create_room("ada", "bob")["room_id"]
     owner, other = owner_and_other(cluster, room)
     stream = cluster.open_stream("bob", [room], endpoint=other.url)
     api.push(room, "ada", "before", wait="durable")
     stream.read_message(room, content="before")
-    for number in range(5):
-        for queue in cluster.broker.ctl("-q", "list_queues", "-p", cluster.name, "name").split():
-            if queue.startswith("roomd.feed."):
-                cluster.broker.ctl("-q", "purge_queue" if number % 2 else "delete_queue", "-p", cluster.name, queue)
-        sent = time.monotonic()
-        api.push(room, "ada", f"unheard {number}", wait="durable")
-        stream.read_message(room, content=f"unheard {number}")
-        assert time.monotonic() - sent < 3
-    assert stream.contiguous(room)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(cluster.broker.ctl, "eval", DELETE_FEED_QUEUES.format(vhost=cluster.name))
+        numbers = itertools.count(1)
+        while not lost.done():
+            last = next(numbers)
+            api.push(room, "ada", f"{last}", wait="durable")
+        assert "ok" in lost.result()
+    api.push(room, "ada", "the last one", wait="durable")  # nothing comes after it that would show that it is missing
+    sent = time.monotonic()
+    stream.read_message(room, content="the last one")
+    assert time.monotonic() - sent < 2
+    assert len(stream.contiguous(room)) == last + 2
 
 
 def test_a_kill_of_the_owner_resets_or_keeps_what_was_shown_elsewhere(new_cluster):
@@ -104,9 +130,8 @@ def test_a_kill_of_the_owner_resets_or_keeps_what_was_shown_elsewhere(new_cluste
         owner.kill9()
         count = len(load.confirmed)
         wait_for(lambda: len(load.confirmed) > count + 400, deadline=30)
+    last = other.api.push(room, "ada", "the end", wait="durable")["seq"]  # what was confirmed before it is in the log then
     cluster.check_log([room], load.confirmed)
-    api = other.api
-    last = api.push(room, "ada", "the end", wait="durable")["seq"]
     for stream in streams:
         stream.read_message(room, content="the end")
         assert stream.contiguous(room)
@@ -137,3 +162,37 @@ def test_a_storm_is_let_in_bit_by_bit_and_sent_elsewhere(new_cluster):
     for stream in streams:
         if stream not in refused:
             stream.read_message(room, content="hello")
+
+
+def test_a_burst_between_two_beats_is_spread_over_the_instances(cluster, api):
+    rooms = [api.create_room("ada", "bob")["room_id"] for _ in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        def best(_):
+            return api.ok("history/PullByActiveConnection", account_id="bob", rooms=[{"room_id": room} for room in rooms])["endpoints"][0]["url"]
+        named = collections.Counter(pool.map(best, range(1000)))
+    assert min(named[instance.url] for instance in cluster.instances) > 350, named
+
+
+def test_streams_of_a_killed_instance_come_back_at_once_and_ask_the_database_next_to_nothing(new_cluster):
+    cluster = new_cluster(2)
+    room = cluster.api.create_room("ada", "bob")["room_id"]
+    owner, other = owner_and_other(cluster, room)
+    cluster.api.push(room, "ada", "before", wait="durable")
+    keeper = cluster.open_stream("bob", [room], endpoint=other.url)
+    streams = [cluster.open_stream("bob", [{"room_id": room, "after": "0:0"}], endpoint=owner.url) for _ in range(400)]
+    for stream in streams:
+        stream.read_message(room, content="before")
+    reads = other.metrics()['roomd_database_statements_total{lane="read"}']
+    owner.kill9()
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+        back = list(pool.map(lambda stream: stream.reconnect(endpoint=other), streams))
+    for stream in back:
+        stream.read_type("hello")
+    took = time.monotonic() - began
+    asked = other.metrics()['roomd_database_statements_total{lane="read"}'] - reads
+    assert took < 10 and asked < len(streams) / 10, (took, asked)
+    other.api.until_ok("history/Push", room_id=room, sender="ada", kind="text", content="after", wait="durable")
+    for stream in [*back, keeper]:
+        stream.read_message(room, content="after")
+        assert stream.seqs(room)[-1] == 2

@@ -550,6 +550,7 @@ static int world_open(void **state)
     assert_true(config_load(&world.config, NULL, environment, &why));
     assert_true(roomd_ticket_keys_read(&world.keys, world.config.ticket_keys, &wrong));
     world.config.durable_mark_ms = 20;
+    world.config.attach_gather_ms = 0; /* tests count turns */
     assert_int_equal(
         proxy_start(&world.proxy, &world.loop, &world.config, "http://me", NULL, NULL, NULL, NULL), ERR_OK);
     return 0;

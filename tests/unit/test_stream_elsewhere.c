@@ -214,6 +214,36 @@ static void those_who_are_sent_away_come_back_at_the_rate_and_not_in_step(void *
     assert_int_not_equal(later, last);
 }
 
+static void streams_that_open_together_ask_the_database_together(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    struct client *clients[60];
+    int turns_that_asked = 0, asked;
+
+    (void)state;
+    world.config.attach_gather_ms = 50;
+    for (size_t i = 0; i < countof(clients); i++) {
+        asked = world.accesses_asked;
+        clients[i] = client_ask("ndjson", ticket_of("alice", DELIVER_EARLY, false, rooms), "", NULL);
+        turn();
+        turns_that_asked += world.accesses_asked > asked;
+    }
+    for (int i = 0; i < 200 && world.accesses_asked < (int)countof(clients); i++) {
+        asked = world.accesses_asked;
+        turns_for(1);
+        turns_that_asked += world.accesses_asked > asked;
+    }
+    assert_int_equal(world.accesses_asked, countof(clients));
+    assert_in_range(turns_that_asked, 10, 13); /* the first nine do not know yet that many come */
+    turns(4);
+    for (size_t i = 0; i < countof(clients); i++) {
+        client_go_on(clients[i]);
+        assert_string_equal(transcript(clients[i]), "hello");
+        client_free(clients[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -233,6 +263,7 @@ int main(void)
             more_streams_at_once_than_the_bucket_holds_are_told_when_to_come_back, world_open, world_close),
         cmocka_unit_test_setup_teardown(
             those_who_are_sent_away_come_back_at_the_rate_and_not_in_step, world_open, world_close),
+        cmocka_unit_test_setup_teardown(streams_that_open_together_ask_the_database_together, world_open, world_close),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
