@@ -47,9 +47,11 @@ const size = (bytes) => (bytes > 1 << 20 ? `${(bytes / (1 << 20)).toFixed(1)} MB
 
 function media(message, room_id) {
     const { kind, content } = message;
-    // Which message names the file: the gateway shows it to who may see that message.
-    const url = `api/rooms/${encodeURIComponent(room_id)}/files/${encodeURIComponent(content.file_id)}${message.seq ? `?seq=${message.seq}` : ''}`;
     const name = content.name ?? say(kind);
+    // Which message names the file: the gateway shows it to who may see that message. One that is on its way does not yet.
+    if (!message.seq)
+        return element('span', { class: 'file' }, element('span', { class: 'badge' }, '…'), element('b', {}, name));
+    const url = `api/rooms/${encodeURIComponent(room_id)}/files/${encodeURIComponent(content.file_id)}?seq=${message.seq}`;
     if (kind === 'image')
         return element('a', { href: url, target: '_blank', rel: 'noopener' }, element('img', { class: 'picture', src: url, alt: name, loading: 'lazy', width: content.width, height: content.height }));
     if (kind === 'voice')

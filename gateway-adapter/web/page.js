@@ -173,7 +173,7 @@ function onEntry(event, room) {
 function onMessage(message, room, event) {
     const about = state.rooms.get(room.room_id);
     if (!about)
-        return;
+        return countUnread(room.room_id); // the list that is on its way may be older than this message
     if (event.type !== 'message') { // edited, recalled, deleted
         if (about.last?.seq === message.seq)
             about.last = { ...about.last, ...message };
@@ -199,8 +199,11 @@ function countUnread(room_id) {
         const ids = [...toCount].slice(0, 100);
         toCount.clear();
         const { rooms } = await call(`unread?room_ids=${ids.join(',')}`).catch(() => ({ rooms: [] }));
-        for (const { room_id: id, unread, mentioned } of rooms)
+        for (const { room_id: id, unread, mentioned, head_seq } of rooms) {
             Object.assign(state.rooms.get(id) ?? {}, { unread, mentioned });
+            if (head_seq < (state.client.rooms.get(id)?.cursor?.seq ?? 0)) // it counts what is committed
+                setTimeout(() => countUnread(id), 500);
+        }
         drawRooms();
     }, 250);
 }

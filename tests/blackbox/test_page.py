@@ -313,7 +313,7 @@ def test_history_comes_by_scrolling_and_the_page_fits_a_phone_the_dark_and_chine
 def test_an_instance_killed_in_the_middle_loses_nothing_and_shows_nothing_twice(site, people):
     cluster, gateway = site
     alice, bob = people
-    alice.open_room("Bob")
+    alice.new_chat("bob")
     alice.write("first")
     bob.open_room("Alice")
     bob.sees("first")
