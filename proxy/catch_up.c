@@ -139,7 +139,8 @@ static void serve(struct catch_up_read *read, struct entry **entries, size_t cou
     size_t used = 0, n = 0;
 
     for (size_t i = 0; i < count; i++)
-        view_read_entry(read->view, entries[i]);
+        if (view_read_entry(read->view, entries[i]))
+            count = i + 1; /* the others go on with another read */
     while (used < count && n < countof(chunks)) {
         chunks[n] = chunk_cut(entries + used, count - used);
         used += chunks[n++].count;

@@ -147,8 +147,9 @@ void view_marks(struct proxy *proxy);       /* sends durable marks and signals t
 void view_recheck(struct proxy *proxy);     /* suspects and failed checks, from the wheel */
 void view_missed(struct view *view);        /* news of it may have been missed */
 void view_look_abroad(struct proxy *proxy); /* heads of rooms of which nothing is heard */
-void view_read_entry(
-    struct view *view, const struct entry *entry); /* an entry came from the store: does it end somebody's stay? */
+/* An entry came from the store: does it end somebody's stay? true: perhaps, and those who are concerned get nothing of
+ * what stands behind it before that is known. */
+bool view_read_entry(struct view *view, const struct entry *entry);
 struct cursor view_head(const struct view *view, enum deliver deliver);
 struct entry *view_run_get(const struct view *view, uint64_t seq); /* NULL: not in the run */
 static inline struct str view_room_id(const struct view *view)
@@ -181,6 +182,7 @@ struct sub {
     uint32_t reads_before;      /* reads of the store that were on their way when it registered: may be older than it */
     uint8_t state;
     bool left; /* OPENING: a member.left was seen since registration */
+    bool held; /* its account may have left: nothing more before that is known */
 };
 
 struct sub *sub_new(struct stream *stream, struct view *view);
@@ -562,6 +564,7 @@ struct audience *audience_find(struct proxy *proxy, struct str account);
 void account_left(struct proxy *proxy, struct str account, struct view *view, const char *reason);
 void proxy_stream_gone(struct proxy *proxy);
 void rechecks_free(struct proxy *proxy);
+void rechecks_retry(struct proxy *proxy);
 void pulls_free(struct proxy *proxy);
 
 #endif

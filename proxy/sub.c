@@ -123,7 +123,7 @@ void sub_pump(struct sub *sub)
     stop_work(sub);
     if (view->removed_seq && sub->seq >= view->removed_seq)
         sub_end(sub, "room_removed");
-    else if (view->check || sub->seq > done || (sub->unproven && !is_proven(sub)))
+    else if (view->check || sub->held || sub->seq > done || (sub->unproven && !is_proven(sub)))
         enter_list(sub, VIEW_WAITING, SUB_WAITING);
     else if (sub->seq == done)
         enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);

@@ -39,7 +39,8 @@ struct view_look {
 /* Is an account still a member? Asked when the store shows that it left at some time. */
 struct recheck {
     struct history_access access;
-    struct list link;
+    struct list link; /* proxy->rechecks */
+    bool asked;
     struct proxy *proxy;
     size_t account_n;
     char room_id[ROOM_ID_MAX_BYTES + 1];
@@ -814,23 +815,79 @@ void view_look_abroad(struct proxy *proxy)
     enter_retry(proxy);
 }
 
+static void recheck_ask(struct recheck *recheck)
+{
+    recheck->asked = true;
+    history_ask_access(recheck->proxy->history, &recheck->access);
+}
+
+/* Its streams go on with the room where they were held. */
+static void let_go_on(struct view *view, struct str account)
+{
+    struct audience *audience = audience_find(view->proxy, account);
+    struct stream *stream;
+    struct sub *sub;
+
+    if (!audience)
+        return;
+    list_for_each (stream, &audience->streams, audience_link)
+        if ((sub = sub_find(stream, view)) && sub->held) {
+            sub->held = false;
+            sub_behind(sub, sub->seq);
+        }
+}
+
 static void rechecked(struct history_access *access, enum err err)
 {
     struct recheck *recheck = container_of(access, struct recheck, access);
     struct view *view = view_find(recheck->proxy, str_of(recheck->room_id));
+    struct str account = {recheck->account, recheck->account_n};
 
-    if (err == ERR_NOT_MEMBER && view)
-        account_left(recheck->proxy, (struct str){recheck->account, recheck->account_n}, view, "removed");
+    recheck->asked = false;
+    if (view && err && err != ERR_NOT_MEMBER && err != ERR_NO_SUCH_ROOM)
+        return; /* the wheel asks again; until then nothing of the room goes there */
+    if (view && err)
+        account_left(recheck->proxy, account, view, "removed");
+    else if (view)
+        let_go_on(view, account);
     list_remove(&recheck->link);
     free(recheck);
 }
 
-static void recheck_account(void *arg, struct str account)
+void rechecks_retry(struct proxy *proxy)
 {
-    struct view *view = arg;
     struct recheck *recheck;
 
-    if (account.n > ACCOUNT_MAX_BYTES || !audience_find(view->proxy, account))
+    list_for_each (recheck, &proxy->rechecks, link)
+        if (!recheck->asked)
+            recheck_ask(recheck);
+}
+
+struct leave {
+    struct view *view;
+    bool concerns_somebody;
+};
+
+/* Streams that read of their account's leave from the store are held there until it is known whether it came back. */
+static void recheck_account(void *arg, struct str account)
+{
+    struct leave *leave = arg;
+    struct view *view = leave->view;
+    struct audience *audience = account.n <= ACCOUNT_MAX_BYTES ? audience_find(view->proxy, account) : NULL;
+    bool unasked = false;
+    struct recheck *recheck;
+    struct stream *stream;
+    struct sub *sub;
+
+    if (!audience)
+        return;
+    list_for_each (stream, &audience->streams, audience_link)
+        if ((sub = sub_find(stream, view)) && sub->state != SUB_OPENING) {
+            leave->concerns_somebody = true;
+            unasked |= !sub->held;
+            sub->held = sub->state != SUB_LIVE && sub->state != SUB_SIGNALLED; /* those stand behind it already */
+        }
+    if (!unasked)
         return;
     recheck = xcalloc(1, sizeof *recheck);
     recheck->proxy = view->proxy;
@@ -842,7 +899,7 @@ static void recheck_account(void *arg, struct str account)
     recheck->access.done = rechecked;
     list_init(&recheck->access.link);
     list_push_back(&view->proxy->rechecks, &recheck->link);
-    history_ask_access(view->proxy->history, &recheck->access);
+    recheck_ask(recheck);
 }
 
 void rechecks_free(struct proxy *proxy)
@@ -852,22 +909,21 @@ void rechecks_free(struct proxy *proxy)
     while ((link = list_pop_front(&proxy->rechecks))) {
         struct recheck *recheck = list_entry(link, struct recheck, link);
 
-        history_access_forget(&recheck->access);
+        if (recheck->asked)
+            history_access_forget(&recheck->access);
         free(recheck);
     }
 }
 
-void view_read_entry(struct view *view, const struct entry *entry)
+bool view_read_entry(struct view *view, const struct entry *entry)
 {
-    bool ours;
+    struct leave leave = {view, false};
 
     if (entry->type == ENTRY_REMOVED)
         view->removed_seq = entry->seq;
     if (entry->type == ENTRY_RECALLED || entry->type == ENTRY_DELETED)
         run_bury(view, entry);
-    if (entry->type != ENTRY_LEFT)
-        return;
-    history_epoch(view->proxy->history, view_room_id(view), &ours);
-    if (!ours) /* else it was told when it happened */
-        entry_accounts(entry, recheck_account, view);
+    if (entry->type == ENTRY_LEFT)
+        entry_accounts(entry, recheck_account, &leave);
+    return leave.concerns_somebody;
 }

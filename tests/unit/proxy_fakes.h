@@ -65,6 +65,7 @@ static struct {
     int room_count;
     struct list accesses, validities, ranges, hiddens, wires;
     struct list queries;                /* struct fake_query */
+    bool access_waits;                  /* questions about members are not answered */
     bool database_away, followed, deaf; /* deaf: what owners say does not arrive */
     bool overloaded;                    /* as the registry was told */
     struct history_survey *survey;
@@ -496,7 +497,8 @@ static void turn(void)
     struct list asked, *link;
 
     list_init(&asked);
-    list_splice_back(&asked, &world.accesses);
+    if (!world.access_waits)
+        list_splice_back(&asked, &world.accesses);
     while ((link = list_pop_front(&asked)))
         fake_answer_access(list_entry(link, struct history_access, link));
     list_splice_back(&asked, &world.validities);

@@ -136,6 +136,74 @@ static void an_epoch_that_is_heard_of_is_enough_for_a_reset(void **state)
     client_free(alice);
 }
 
+static void leave_unheard(struct fake_room *room, const char *account)
+{
+    char accounts[64];
+
+    snprintf(accounts, sizeof accounts, "\"account_ids\":[\"%s\"]", account);
+    put_entry(room, ENTRY_LEFT, str_of(accounts));
+    for (int i = 0; i < room->member_count; i++)
+        if (strcmp(room->members[i], account) == 0)
+            room->members[i][0] = '\0';
+    room->committed = room->shown;
+}
+
+/* The owner's news were missed while the account was removed: the catch-up must not run past its leave. */
+static void who_left_while_nothing_was_heard_gets_nothing_behind_the_leave(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice, *bob;
+
+    (void)state;
+    join(room, "bob", 0);
+    alice = listen_to(room, "alice", DELIVER_EARLY);
+    bob = listen_to(room, "bob", DELIVER_EARLY);
+    say_early(room, 1);
+    commit(room);
+    turns(3);
+    transcript(alice);
+    transcript(bob);
+    log_before(room, 1);
+    leave_unheard(room, "alice");
+    log_before(room, 3);
+    proxy_missed(world.proxy, STR("s00"));
+    turn(); /* the head is known */
+    world.access_waits = true;
+    turns(12);
+    assert_null(strstr(transcript(alice), "4"));
+    world.access_waits = false;
+    turns(4);
+    assert_null(strstr(transcript(alice), "4"));
+    assert_non_null(strstr(transcript(bob), "4 5 6"));
+    client_free(alice);
+    client_free(bob);
+}
+
+static void who_left_and_may_have_come_back_waits_until_that_is_known(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice = listen_to(room, "alice", DELIVER_EARLY);
+
+    (void)state;
+    turns(2);
+    transcript(alice);
+    put_entry(room, ENTRY_LEFT, STR("\"account_ids\":[\"alice\"]"));
+    put_entry(room, ENTRY_JOINED, STR("\"account_ids\":[\"alice\"]"));
+    log_before(room, 2);
+    proxy_missed(world.proxy, STR("s00"));
+    turn(); /* the head is known */
+    world.access_waits = true;
+    turns(6);
+    assert_null(strstr(transcript(alice), "3"));
+    world.database_away = true;
+    world.access_waits = false;
+    turns(2);
+    world.database_away = false;
+    turns_for(RETRY_MS + 500);
+    assert_non_null(strstr(transcript(alice), "3 4"));
+    client_free(alice);
+}
+
 static struct client *opening; /* its rooms are asked for until the world ends */
 
 static int world_close_opening(void **state)
@@ -257,6 +325,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             an_owner_that_is_not_heard_is_looked_after_and_one_that_is_heard_is_not, world_open, world_close),
         cmocka_unit_test_setup_teardown(an_epoch_that_is_heard_of_is_enough_for_a_reset, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            who_left_while_nothing_was_heard_gets_nothing_behind_the_leave, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            who_left_and_may_have_come_back_waits_until_that_is_known, world_open, world_close),
         cmocka_unit_test_setup_teardown(
             when_entering_was_missed_the_database_is_asked_once, world_open, world_close_opening),
         cmocka_unit_test_setup_teardown(
