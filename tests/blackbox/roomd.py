@@ -602,11 +602,13 @@ class Cluster:
 
     def wait_spread(self, deadline=30):
         """Until nothing moves any more: every living instance has its share of the shards."""
-        def counts():
-            return [len(instance.readyz()[1]["shards"]) for instance in self.alive]
-
         total = self.rows("select count(*) from shard_lease")[0][0]
-        wait_for(lambda: sum(counts()) == total and max(counts()) - min(counts()) <= 1, deadline, what="shards spread over the instances")
+
+        def spread():
+            counts = [len(instance.readyz()[1]["shards"]) for instance in self.alive]  # one look: the sum of one and the differences of the next pass in the middle of a move
+            return sum(counts) == total and max(counts) - min(counts) <= 1
+
+        wait_for(spread, deadline, what="shards spread over the instances")
 
     def publisher(self):
         self._publishers.append(Publisher(self.gateway_url))

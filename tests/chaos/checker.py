@@ -20,7 +20,7 @@ TYPES = ("void", "message", "message.edited", "message.recalled", "message.delet
 MESSAGE, LEFT, JOINED = TYPES.index("message"), TYPES.index("member.left"), TYPES.index("member.joined")
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # What a line of the report counts; 0 of each is what a good run has.
-WRONG = ("lost", "dup", "altered", "phantom", "holes", "reorder", "split", "epoch_back", "both", "gap", "taken_back", "leak", "missed", "pull", "answers")
+WRONG = ("lost", "dup", "altered", "phantom", "holes", "reorder", "split", "epoch_back", "both", "gap", "taken_back", "leak", "missed", "pull", "answers", "moved")
 
 
 def content(room, sender, n):
