@@ -230,8 +230,11 @@ class Broker(Server):
         """SIGKILL, as if its machine had lost power. RabbitMQ 3.10 writes the name of a new quorum queue down half a second after it was declared;
         killed sooner it brings the queue back without its messages and without a leader (measured). settle has it written down first."""
         if settle and not self.frozen:
-            self.ctl("eval", "dets:sync(ra_directory_reverse).")
+            self.settle()
         super().kill()
+
+    def settle(self):
+        self.ctl("eval", "dets:sync(ra_directory_reverse).")
 
     def ctl(self, *args):
         return shell("rabbit_server_ctl", self.home, *args)

@@ -1436,7 +1436,7 @@ static uint64_t number_from(const char *name, uint64_t fallback)
 
 static void random_histories_keep_the_promises(void **state)
 {
-    uint64_t first = number_from("ROOMD_SEED", 1), count = number_from("ROOMD_HISTORIES", 40000);
+    uint64_t first = number_from("ROOMD_SEED", 1), count = number_from("ROOMD_HISTORIES", 25000);
 
     (void)state;
     map_seed(1);
