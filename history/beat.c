@@ -267,8 +267,7 @@ void beat_heard(struct feed *feed, struct feed_peer *peer, const struct feed_bea
         take_held(feed, &held);
 }
 
-/* --------------------------------------------------------------------------------------------- cut off, alone of all
- */
+/* ------------------------------------------------------------------------------------------- cut off, alone of all */
 
 static bool others_are_well(const struct feed *feed)
 {

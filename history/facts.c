@@ -94,8 +94,7 @@ void facts_collect(struct facts *facts, struct shard *shard)
         list_push_back(&facts->wanting, &shard->facts_link);
 }
 
-/* ---------------------------------------------------------------------------------------------------------------
- * asking */
+/* ---------------------------------------------------------------------------------------------------------- asking */
 
 static void reset_arrays(struct facts *facts)
 {
@@ -216,8 +215,7 @@ void facts_turn(struct facts *facts)
         round_free(round);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * answering */
+/* ------------------------------------------------------------------------------------------------------- answering */
 
 /* The number at the beginning of a message's meta; UINT64_MAX: not given. */
 static uint64_t sent_at_of(struct str meta)

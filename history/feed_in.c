@@ -159,8 +159,7 @@ static void take_log(struct feed *feed, const struct feed_message *message)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------------------- the rest
- */
+/* -------------------------------------------------------------------------------------------------------- the rest */
 
 static void take_told(struct feed *feed, struct str items)
 {

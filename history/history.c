@@ -82,8 +82,7 @@ uint64_t history_now_ms(const struct history *history)
     return now ? now : clock_unix_ms();
 }
 
-/* --------------------------------------------------------------------------------------------------- cluster and links
- */
+/* ----------------------------------------------------------------------------------------------- cluster and links */
 
 void history_lease_taken(struct history *history, struct str name, uint64_t epoch)
 {
@@ -184,8 +183,7 @@ static void say_able(struct history *history)
                                             history->consume && amqp_link_up(history->consume));
 }
 
-/* ---------------------------------------------------------------------------------------------------------------- a
- * turn */
+/* ---------------------------------------------------------------------------------------------------------- a turn */
 
 static void on_check(uv_check_t *check)
 {
@@ -252,8 +250,7 @@ static void on_look_timer(uv_timer_t *timer)
         uv_timer_stop(timer);
 }
 
-/* -----------------------------------------------------------------------------------------------------------------
- * news */
+/* ------------------------------------------------------------------------------------------------------------ news */
 
 static void on_shown(void *arg, struct str room_id, struct entry *entry, bool durable)
 {
@@ -342,8 +339,7 @@ const struct sequencer_events history_sequencer_events = {
     .sent = on_sent,
 };
 
-/* ----------------------------------------------------------------------------------------------------------------
- * drain */
+/* ----------------------------------------------------------------------------------------------------------- drain */
 
 /* One after another: what has not come to its turn is served meanwhile, and those who take over are not given all at
  * once. */
@@ -454,8 +450,7 @@ void history_stop(struct history *history)
     uv_close((uv_handle_t *)&history->drain_timer, on_closed);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- asking
- */
+/* ---------------------------------------------------------------------------------------------------------- asking */
 
 const char *history_why_not_ready(const struct history *history)
 {
@@ -498,8 +493,7 @@ uint64_t history_epoch(const struct history *history, struct str room_id, bool *
     return lease && lease->epoch > heard ? lease->epoch : heard;
 }
 
-/* --------------------------------------------------------------------------------------------------------------
- * metrics */
+/* --------------------------------------------------------------------------------------------------------- metrics */
 
 static void add_counters(struct sequencer_counters *sum, const struct sequencer_counters *counters)
 {

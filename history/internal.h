@@ -94,8 +94,7 @@ void history_topology_changed(struct history *history);
 void history_keep_looking(struct history *history);            /* a shard waits: shard_look again at its next_look_ms */
 extern const struct sequencer_events history_sequencer_events; /* arg is set by the shard: itself */
 
-/* ------------------------------------------------------------------------------------------------------------- shard
- */
+/* ----------------------------------------------------------------------------------------------------------- shard */
 
 /*
  *   taken ─▶ WAITING ─0 consumers─▶ SUBSCRIBING ─consume-ok─▶ RUNNING ─drain─▶ DRAINING ─all committed─▶ CLOSING
@@ -159,15 +158,13 @@ void shard_channel_lost(struct shard *shard, enum err err, struct str text);
 void shard_give_back(struct shard *shard, const char *why);
 void shard_free_all(struct history *history); /* the links are closed, or about to be */
 
-/* ------------------------------------------------------------------------------------------------------------- inbox
- */
+/* ----------------------------------------------------------------------------------------------------------- inbox */
 
 extern const struct amqp_consumer_events inbox_events; /* owner: struct shard */
 void inbox_take_acks(struct shard *shard);
 void inbox_back_pressure(struct history *history);
 
-/* ------------------------------------------------------------------------------------------------------------- facts
- */
+/* ----------------------------------------------------------------------------------------------------------- facts */
 
 struct facts *facts_open(struct history *history);
 void facts_close(struct facts *facts);
@@ -175,8 +172,7 @@ void facts_turn(struct facts *facts);                         /* asks what all s
 void facts_collect(struct facts *facts, struct shard *shard); /* remembers that this shard has needs */
 void facts_forget_shard(struct facts *facts, struct shard *shard);
 
-/* ------------------------------------------------------------------------------------------------------------ writer
- */
+/* ---------------------------------------------------------------------------------------------------------- writer */
 
 struct writer *writer_open(struct history *history);
 void writer_close(struct writer *writer);
@@ -187,16 +183,14 @@ void writer_turn(struct writer *writer);
 void writer_forget_shard(struct writer *writer, struct shard *shard);
 void writer_metrics(const struct writer *writer, struct buf *out);
 
-/* ------------------------------------------------------------------------------------------------------------ outbox
- */
+/* ---------------------------------------------------------------------------------------------------------- outbox */
 
 struct outbox *outbox_open(struct history *history);
 void outbox_close(struct outbox *outbox);
 void outbox_kick(struct outbox *outbox); /* there may be something to send */
 void outbox_metrics(const struct outbox *outbox, struct buf *out);
 
-/* ------------------------------------------------------------------------------------------------------------- calls
- */
+/* ----------------------------------------------------------------------------------------------------------- calls */
 
 struct calls *calls_open(struct history *history);
 void calls_close(struct calls *calls);
@@ -209,8 +203,7 @@ void calls_shown(struct calls *calls, const struct entry *entry);
 void calls_told(struct calls *calls, const struct feed_settled *settled);
 void calls_metrics(const struct calls *calls, struct buf *out);
 
-/* ----------------------------------------------------------------------------------------------------------- origins
- */
+/* --------------------------------------------------------------------------------------------------------- origins */
 
 #define REPLY_TO_MAX 40
 struct origins *origins_open(struct history *history);
@@ -222,8 +215,7 @@ void origins_settled(struct origins *origins, const struct feed_settled *settled
 void origins_shown(struct origins *origins, const struct entry *entry);
 void origins_metrics(const struct origins *origins, struct buf *out);
 
-/* ------------------------------------------------------------------------------------------------------------- marks
- */
+/* ----------------------------------------------------------------------------------------------------------- marks */
 
 struct marks *marks_open(struct history *history);
 void marks_close(struct marks *marks); /* whoever still waits is forgotten */
@@ -240,8 +232,7 @@ void make_up_close(struct make_up *make_up);
 void make_up_loaded(struct make_up *make_up, const struct shard *shard, int64_t room_no, uint64_t last_at);
 void make_up_turn(struct make_up *make_up);
 
-/* ---------------------------------------------------------------------------------------------------------- topology
- */
+/* -------------------------------------------------------------------------------------------------------- topology */
 
 struct topology *topology_open(struct history *history);
 void topology_close(struct topology *topology);
@@ -249,8 +240,7 @@ void topology_link_up(struct topology *topology);
 void topology_repair(struct topology *topology);               /* a queue that should be there is not */
 const char *topology_missing(const struct topology *topology); /* NULL: all is declared; else a sentence */
 
-/* ------------------------------------------------------------------------------------------------------------ reader
- */
+/* ---------------------------------------------------------------------------------------------------------- reader */
 
 /*
  * reader.c and access.c write these and everything of history.h's parts "facts about a room", "Pull", "ranges" and

@@ -400,8 +400,7 @@ void history_submit_op(struct history *history, struct history_op *op)
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------
- * waiting */
+/* --------------------------------------------------------------------------------------------------------- waiting */
 
 static bool id_equal(const struct map_link *link, const void *key)
 {
@@ -591,8 +590,7 @@ void calls_told(struct calls *calls, const struct feed_settled *settled)
             settled->duplicate, settled->result);
 }
 
-/* ---------------------------------------------------------------------------------------------------- asking the log
- */
+/* -------------------------------------------------------------------------------------------------- asking the log */
 
 static void on_tick(uv_timer_t *timer)
 {
@@ -758,8 +756,7 @@ static void on_look(struct pg_query *query, enum err err, const PGresult *result
     calls_look(calls);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ the end
- */
+/* --------------------------------------------------------------------------------------------------------- the end */
 
 /* The one way out. The memory stays until the broker has answered too. */
 static void call_finish(struct call *call, enum err err)

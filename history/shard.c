@@ -161,8 +161,7 @@ static void shard_enter(struct shard *shard, enum shard_state next)
     shard->state = next;
 }
 
-/* ------------------------------------------------------------------------------------------------ waiting for the
- * queue */
+/* ------------------------------------------------------------------------------------------- waiting for the queue */
 
 /* The answer may come when the shard is gone, or is another one of the same name. */
 struct look {
@@ -270,8 +269,7 @@ void shard_give_back(struct shard *shard, const char *why)
     look_later(shard, LOOK_EVERY_MS);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- the
- * end */
+/* --------------------------------------------------------------------------------------------------------- the end */
 
 void shard_drain(struct shard *shard)
 {

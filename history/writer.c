@@ -362,8 +362,7 @@ void writer_turn(struct writer *writer)
     }
 }
 
-/* --------------------------------------------------------------------------------------------------------------
- * filling */
+/* --------------------------------------------------------------------------------------------------------- filling */
 
 static struct head *head_of(struct writer *writer, const struct seq_row *row)
 {
@@ -665,8 +664,7 @@ static void send_batch(struct writer *writer, struct batch *batch)
     pg_submit(writer->history->pg, &batch->query, &writer->params);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * answering */
+/* ------------------------------------------------------------------------------------------------------- answering */
 
 static enum failure failure_of(enum err err, const PGresult *result)
 {
@@ -776,8 +774,7 @@ static void settle(struct writer *writer, struct batch *batch)
         outbox_kick(writer->history->outbox);
 }
 
-/* --------------------------------------------------------------------------------------------------------------
- * mending */
+/* --------------------------------------------------------------------------------------------------------- mending */
 
 /* One of `names`, comma-separated? */
 static bool names_shard(const char *names, const char *name)
@@ -1040,8 +1037,7 @@ static void retry_later(struct writer *writer)
     uv_timer_start(writer->timer, wake, writer->not_before_ms - uv_now(writer->history->loop), 0);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- the
- * end */
+/* --------------------------------------------------------------------------------------------------------- the end */
 
 static void forget_in(struct list *batches, const struct shard *shard)
 {

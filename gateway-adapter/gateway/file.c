@@ -324,8 +324,7 @@ static void on_base_head(struct transfer *transfer)
     }
 }
 
-/* -------------------------------------------------------------------------------------------------------- the way down
- */
+/* ---------------------------------------------------------------------------------------------------- the way down */
 
 /* Either a piece is on its way down, or the next one is awaited, or it is over. */
 static void pass_down(struct transfer *transfer)

@@ -123,8 +123,7 @@ static int serve(const struct gateway_settings *settings)
     return started ? 0 : 1;
 }
 
-/* ------------------------------------------------------------------------------------------------- its parts, in order
- */
+/* --------------------------------------------------------------------------------------------- its parts, in order */
 
 static bool open_client(struct gateway *gateway)
 {

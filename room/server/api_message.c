@@ -139,8 +139,7 @@ void api_op_fail(struct call *call, enum err err)
     call_fail(call, err, *refusal.field ? refusal.field : NULL, *refusal.why ? "%s" : NULL, refusal.why);
 }
 
-/* ---------------------------------------------------------------------------------------------- Edit, Recall, Delete
- */
+/* -------------------------------------------------------------------------------------------- Edit, Recall, Delete */
 
 static void act_fields(struct call *call)
 {
@@ -220,8 +219,7 @@ static void hide_on_done(struct history_hide *done, enum err err)
         call_answer(call, STR("{}"));
 }
 
-/* --------------------------------------------------------------------------------------------------- MarkRead, Unread
- */
+/* ------------------------------------------------------------------------------------------------ MarkRead, Unread */
 
 void api_history_mark_read(struct call *call)
 {

@@ -89,8 +89,7 @@ int main(int argc, char **argv)
     return 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------------ streams
- */
+/* --------------------------------------------------------------------------------------------------------- streams */
 
 /* As roomd writes it: the type stands first, and no other type begins with these letters except changes of messages. */
 static bool is_message(const char *json, size_t n)
@@ -192,8 +191,7 @@ static void churn(struct fanout *fanout)
     result_print(&result);
 }
 
-/* ----------------------------------------------------------------------------------------------------------- the loop
- */
+/* -------------------------------------------------------------------------------------------------------- the loop */
 
 static void publish(struct fanout *fanout, const struct pace *pace, uint64_t window)
 {

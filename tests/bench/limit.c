@@ -219,8 +219,7 @@ static void open_database(struct limit *limit)
     PQclear(prepared);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- consuming
- */
+/* ------------------------------------------------------------------------------------------------------- consuming */
 
 static void on_delivered(void *owner, uint64_t tag, struct str body)
 {
@@ -269,8 +268,7 @@ static void settle(struct limit *limit, const int64_t *meant_at, int count, uint
     consumer_ack(&limit->consumer, last_tag);
 }
 
-/* --------------------------------------------------------------------------------------------------------- committing
- */
+/* ------------------------------------------------------------------------------------------------------ committing */
 
 static uint64_t next_random(struct limit *limit)
 {
@@ -459,8 +457,7 @@ static void settle_or_commit(struct limit *limit)
     }
 }
 
-/* ------------------------------------------------------------------------------------------------------------ the loop
- */
+/* -------------------------------------------------------------------------------------------------------- the loop */
 
 static void publish(struct limit *limit, const struct pace *pace)
 {

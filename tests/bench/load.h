@@ -48,8 +48,7 @@ static inline double own_cpu_s(void)
            (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- options
- */
+/* --------------------------------------------------------------------------------------------------------- options */
 
 /* The word behind --name, else `otherwise`. */
 static inline const char *option(int argc, char **argv, const char *name, const char *otherwise)
@@ -71,8 +70,7 @@ static inline double option_number(int argc, char **argv, const char *name, doub
     return value;
 }
 
-/* ----------------------------------------------------------------------------------------------------- distributions
- */
+/* --------------------------------------------------------------------------------------------------- distributions */
 
 /*
  * How values in nanoseconds are spread, in constant memory: 128 steps for each power of two, so a percentile is exact
@@ -123,8 +121,7 @@ static inline double spread_ms(const struct spread *spread, double share)
     return (double)spread->most / NS_PER_MS;
 }
 
-/* ------------------------------------------------------------------------------------------------------------- result
- */
+/* ---------------------------------------------------------------------------------------------------------- result */
 
 /* {"name":1.5,…} on one line of stdout. */
 struct result {
@@ -157,8 +154,7 @@ static inline void result_print(struct result *result)
     buf_clear(&result->json);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- pacing
- */
+/* ---------------------------------------------------------------------------------------------------------- pacing */
 
 /*
  * When messages are due. With a rate the times are fixed in advance (an open loop), and latency counts from them: a
@@ -179,8 +175,7 @@ static inline int64_t pace_due(const struct pace *pace, uint64_t number, int64_t
     return pace->gap_ns > 0 ? pace->start + (int64_t)((double)number * pace->gap_ns) : now;
 }
 
-/* ------------------------------------------------------------------------------------------------------- the message
- */
+/* ----------------------------------------------------------------------------------------------------- the message */
 
 /*
  * A text of 128 bytes that begins with its own number and the time it was meant to be sent: ~<16 hex>~<8 hex>~xxx…

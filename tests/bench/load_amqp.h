@@ -105,8 +105,7 @@ static inline bool broker_frame(struct broker *broker, size_t *at, struct codec_
     return length > 0;
 }
 
-/* -------------------------------------------------------------------------------------------------------- publishing
- */
+/* ------------------------------------------------------------------------------------------------------ publishing */
 
 enum { PUBLISHER_RING = 1 << 16 };
 struct publisher {
@@ -233,8 +232,7 @@ static inline void publisher_read(struct publisher *publisher)
     buf_consume(&publisher->broker.in, at);
 }
 
-/* --------------------------------------------------------------------------------------------------------- consuming
- */
+/* ------------------------------------------------------------------------------------------------------- consuming */
 
 struct consumer {
     struct broker broker;

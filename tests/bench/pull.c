@@ -125,8 +125,7 @@ static void answered(struct pull *pull, struct asker *asker)
     spread_add(&pull->latency, now - asker->asked_at);
 }
 
-/* --------------------------------------------------------------------------------------------------------------- http
- */
+/* ------------------------------------------------------------------------------------------------------------ http */
 
 static void open_http(struct pull *pull, struct asker *asker, const char *host, int port)
 {
@@ -202,8 +201,7 @@ static void read_http(struct pull *pull, struct asker *asker)
     ask_http(pull, asker);
 }
 
-/* ------------------------------------------------------------------------------------------------------------- select
- */
+/* ---------------------------------------------------------------------------------------------------------- select */
 
 static void open_select(struct pull *pull, struct asker *asker, const char *database)
 {

@@ -92,8 +92,7 @@ static void open_rooms(struct road *road)
         }
 }
 
-/* --------------------------------------------------------------------------------------------------------------- log
- */
+/* ------------------------------------------------------------------------------------------------------------- log */
 
 static void open_log(struct road *road, const char *database)
 {
@@ -173,8 +172,7 @@ static void check_log(struct road *road, const char *url)
     PQclear(result);
 }
 
-/* ------------------------------------------------------------------------------------------------------------ streams
- */
+/* --------------------------------------------------------------------------------------------------------- streams */
 
 static void on_event(void *owner, struct reader *reader, const char *json, size_t n)
 {
@@ -215,8 +213,7 @@ static void open_streams(struct road *road, const char *host, int port)
     }
 }
 
-/* ----------------------------------------------------------------------------------------------------------- the loop
- */
+/* -------------------------------------------------------------------------------------------------------- the loop */
 
 /* A stride that is prime to the number of rooms: neighbours go to different shards. */
 static struct body *body_of(struct road *road, uint64_t number)

@@ -494,8 +494,7 @@ static void the_mute_of_a_room_stays_until_it_is_changed(void **state)
     assert_text(store, room, "Coffee 0");
 }
 
-/* --------------------------------------------------------------------------------------------------------- all of it
- */
+/* ------------------------------------------------------------------------------------------------------- all of it */
 
 static void a_batch_behind_the_fence_or_on_another_head_changes_nothing(void **state)
 {

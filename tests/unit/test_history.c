@@ -112,8 +112,7 @@ static bool outbox_all_sent(void *arg)
     return rig_number(arg, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0;
 }
 
-/* ------------------------------------------------------------------------------------------------------ the plain way
- */
+/* --------------------------------------------------------------------------------------------------- the plain way */
 
 static void ten_thousand_messages_in_fifty_rooms_are_in_the_log_once_and_in_order(void **state)
 {
@@ -196,8 +195,7 @@ static void what_cannot_be_accepted_is_a_dead_letter_and_what_follows_goes_on(vo
     stop_in_order(rig);
 }
 
-/* ---------------------------------------------------------------------------------------------------- broken databases
- */
+/* ------------------------------------------------------------------------------------------------ broken databases */
 
 static bool write_lane_down(void *arg)
 {
@@ -361,8 +359,7 @@ static void a_duplicate_that_memory_forgot_becomes_a_void(void **state)
     stop_in_order(rig);
 }
 
-/* ------------------------------------------------------------------------------------------------------------
- * ownership */
+/* ------------------------------------------------------------------------------------------------------- ownership */
 
 static void after_a_crash_what_was_not_acknowledged_comes_again_and_is_recognised(void **state)
 {
@@ -507,8 +504,7 @@ static void a_head_that_somebody_moved_ends_the_ownership(void **state)
     rig_crash(rig);
 }
 
-/* ----------------------------------------------------------------------------------------------------------------
- * calls */
+/* ----------------------------------------------------------------------------------------------------------- calls */
 
 struct push_call {
     struct history_push push;
