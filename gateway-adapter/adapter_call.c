@@ -605,8 +605,8 @@ static void calls_hand_out(struct roomd_client *client)
 {
     struct roomd_link due;
 
-    adapter_list_init(
-        &due); /* not those that are refused meanwhile: a caller that tries again at once would never end */
+    /* not those that are refused meanwhile: a caller that tries again at once would never end */
+    adapter_list_init(&due);
     adapter_list_splice(&due, &client->calls_done);
     while (!adapter_list_empty(&due)) {
         struct roomd_call *call = container_of(due.next, struct roomd_call, private_link);

@@ -378,8 +378,8 @@ static uint64_t returned_tag(const unsigned char *p, size_t n)
     char hex[CORRELATION_BYTES + 1], *end;
     size_t at = 14;
 
-    /* content-type, content-encoding, (headers), delivery-mode, priority, correlation-id: those we wrote, and no other
-     */
+    /* content-type, content-encoding, (headers), delivery-mode, priority, correlation-id: those we wrote,
+     * and no other */
     if (!(flags & 1u << 10) || flags & (1u << 14 | 1u << 13 | 1u << 11))
         return 0;
     if (flags & 1u << 15)

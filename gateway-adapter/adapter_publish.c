@@ -724,8 +724,8 @@ static void publisher_hand_out(struct adapter_publisher *publisher)
     struct roomd_client *client = publisher->client;
     struct roomd_link due;
 
-    adapter_list_init(
-        &due); /* not those that are refused meanwhile: a caller that tries again at once would never end */
+    /* not those that are refused meanwhile: a caller that tries again at once would never end */
+    adapter_list_init(&due);
     adapter_list_splice(&due, &publisher->done);
     while (!adapter_list_empty(&due)) {
         struct roomd_send *send = container_of(due.next, struct roomd_send, private_link);

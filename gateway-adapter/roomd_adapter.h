@@ -97,8 +97,8 @@ struct roomd_settings {
     uint64_t spool_max_bytes; /* Default 256 MiB; a full spool takes nothing: ROOMD_UNAVAILABLE. Its room comes back
                                  when all of it is replayed */
     int64_t spool_after_ms;   /* Default 1,000 */
-    /* What became of a spooled message in the end: ROOMD_OK, or ROOMD_NO_SUCH_ROOM (then it is given up). May be NULL.
-     */
+    /* What became of a spooled message in the end: ROOMD_OK, or ROOMD_NO_SUCH_ROOM (then it is given up).
+     * May be NULL. */
     void (*spool_settled)(void *arg, const char *message_id, enum roomd_code code);
     void *arg;
 };
@@ -112,8 +112,8 @@ struct roomd_settings {
  */
 enum roomd_code roomd_client_open(
     struct roomd_client **client, const struct roomd_settings *settings, const char **why);
-/* Calls and messages still under way are done() with ROOMD_CLOSED first, and no callback comes afterwards. NULL: fine.
- */
+/* Calls and messages still under way are done() with ROOMD_CLOSED first, and no callback comes
+ * afterwards. NULL: fine. */
 void roomd_client_close(struct roomd_client *client);
 
 /* Readable when roomd_client_turn has something to do, time included: poll it for reading, read nothing from it. */
@@ -155,7 +155,9 @@ struct roomd_message {
 /*
  * One message on its way. Plain memory of the caller's, zeroed but for the first three; must live until done.
  *   ROOMD_OK            the broker has it, and confirmed. It is in the log exactly once, or in roomd.dead with its
- * reason ROOMD_NO_SUCH_ROOM  the room's shard does not exist ROOMD_SPOOLED       it is on this disk and will be sent
+ *                       reason
+ *   ROOMD_SPOOLED       it is on this disk and will be sent
+ *   ROOMD_NO_SUCH_ROOM  the room's shard does not exist
  *   ROOMD_UNAVAILABLE   not sent by the deadline: brokers away or blocked; or above a bound
  *   ROOMD_TIMEOUT       sent, and no word by the deadline. Again with the same client_msg_id is always right
  *   ROOMD_BAD_REQUEST, ROOMD_TOO_LARGE  see field and text
@@ -591,8 +593,8 @@ struct roomd_stream_events {
      */
     void (*ended)(void *arg, enum roomd_code code, const char *message);
 };
-/* `answer` is copied. NULL: no memory. The stream is valid until ended() or roomd_stream_close, and from inside both.
- */
+/* `answer` is copied. NULL: no memory. The stream is valid until ended() or roomd_stream_close, and
+ * from inside both. */
 struct roomd_stream *roomd_stream_open(struct roomd_client *client, const struct roomd_history_opened *answer,
     const struct roomd_stream_events *events, void *arg);
 /* Ends it; ended() is not called. Fine from inside event(). */

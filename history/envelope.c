@@ -208,8 +208,8 @@ static enum err read_fields(struct reading *r)
     return ERR_OK;
 }
 
-/* Unescaped texts may live in scratch: it is made as large as they can ever be, once, so that slices of it stay good.
- */
+/* Unescaped texts may live in scratch: it is made as large as they can ever be, once, so that slices of
+ * it stay good. */
 static bool take_string(struct reading *r, enum field field, struct str *out)
 {
     struct json value = r->field[field];

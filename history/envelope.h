@@ -66,15 +66,16 @@ struct envelope {
 /*
  * Check and read. On anything but ERR_OK *why is a sentence, and room_id/sender/client_msg_id/message_id are
  * filled as far as they could be read (for the dead letter and message.rejected).
- *   ERR_BAD_REQUEST, ERR_TOO_LARGE (content above content_max_bytes), ERR_FORBIDDEN (an op not from roomd.op, or the
- * other way round)
+ *   ERR_BAD_REQUEST
+ *   ERR_TOO_LARGE    content above content_max_bytes
+ *   ERR_FORBIDDEN    an op not from roomd.op, or the other way round
  */
 struct envelope_source {
     bool from_op_exchange;
     struct str content_type, content_encoding;
     struct str shard; /* the queue's: another shard's room is bad_request */
-    struct str
-        message_id; /* the AMQP property: stands in for a missing client_msg_id, so that a redelivery has the same id */
+    /* the AMQP property: stands in for a missing client_msg_id, so that a redelivery has the same id */
+    struct str message_id;
     int64_t content_max_bytes;
 };
 MUST_USE enum err envelope_read(

@@ -41,8 +41,8 @@ void feed_turn(struct feed *feed);      /* what was told in this turn leaves */
 void feed_metrics(const struct feed *feed, struct buf *out);
 
 /* --- the owner's side --- */
-/* The shard is ours under its epoch from now on: its counter begins anew. What it is known by here, until feed_close.
- */
+/* The shard is ours under its epoch from now on: its counter begins anew. What it is known by
+ * here, until feed_close. */
 struct feed_shard *feed_shard_taken(struct feed *feed, const struct shard *shard);
 void feed_shard_left(struct feed_shard *to); /* what was shown leaves; no more comes */
 /* As the sequencer shows them. Nothing is kept while nobody else follows the shard. */

@@ -1,14 +1,15 @@
 /*
  * What was said: the log of every room, as the rest of the program sees it.
  *
- *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack       one struct shard each, while its lease is
- * ours in   (calls)  history_push, history_op: publish, confirm, wait for the owner's answer out  (news)   struct
- * history_events: what streams show; connected by main to the proxy out  (reads)  history_pull: pages of committed
- * entries, long poll without polling
+ *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack: one struct shard for each shard whose lease is ours
+ *   in   (calls)  history_push, history_op: publish, confirm, wait for the owner's answer
+ *   out  (news)   struct history_events: what streams show; connected by main to the proxy
+ *   out  (reads)  history_pull: pages of committed entries, long poll without polling
  *
  * Every asynchronous function answers exactly once, later, on the loop, through the done of its request, which is
- * embedded in the caller's operation and must live until then. Slices in requests must live until done as well. Thread:
- * the loop's.
+ * embedded in the caller's operation and must live until then. Slices in requests must live until done as well.
+ *
+ * Thread: the loop's.
  */
 #ifndef ROOMD_HISTORY_HISTORY_H
 #define ROOMD_HISTORY_HISTORY_H
@@ -22,8 +23,8 @@
 
 struct history;
 
-/* News, in the order in which a reader may see them. Connected by main; all are called on the loop, several per turn.
- */
+/* News, in the order in which a reader may see them. Connected by main; all are called on the loop,
+ * several per turn. */
 struct history_events {
     void *arg;
     /* An entry of a room: on a shard we own, or heard on the feed, which may leave some out. durable: committed when
@@ -63,8 +64,8 @@ void history_connect(
 void history_lease_taken(struct history *history, struct str shard, uint64_t epoch);
 void history_lease_lost(struct history *history, struct str shard);
 void history_lease_probe(struct history *history, struct str shard);
-void history_lease_move(
-    struct history *history, struct str shard); /* another one should have it: drain, then release */
+/* another one should have it: drain, then release */
+void history_lease_move(struct history *history, struct str shard);
 void history_publish_link(struct history *history, bool up);
 void history_consume_link(struct history *history, bool up);
 /* Gives the shards to others, in order: stop sequencing, commit and ack what has a seq, close channels, release leases;
@@ -274,8 +275,8 @@ struct history_range {
 void history_read_range(struct history *history, struct history_range *range);
 void history_range_forget(struct history_range *range);
 
-/* --- where is a cursor valid: the largest seq' <= cursor.seq in the log whose entry has an epoch <= cursor.epoch ---
- */
+/* --- where is a cursor valid: the largest seq' <= cursor.seq in the log whose entry has an epoch
+ * <= cursor.epoch --- */
 struct history_validity {
     int64_t room_no;
     struct cursor cursor;

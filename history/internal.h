@@ -98,9 +98,12 @@ extern const struct sequencer_events history_sequencer_events; /* arg is set by 
 
 /*
  *   taken ─▶ WAITING ─0 consumers─▶ SUBSCRIBING ─consume-ok─▶ RUNNING ─drain─▶ DRAINING ─all committed─▶ CLOSING
- * ─close-ok─▶ released ▲                        │                       │                │ └──────channel
- * lost──────┴───────────────────────┘                └─channel lost─▶ DRAINING without a channel lost, fenced: from
- * anywhere to GONE (freed at close-ok; nothing is acked any more)
+ *               ▲                        │                       │                                          │
+ *               └───── channel lost ─────┴──── or given back ────┘                        close-ok ─▶ released, freed
+ *
+ *   drain      from WAITING and SUBSCRIBING too. A channel that is lost while DRAINING is not opened again
+ *   given up   (memory and log disagree): from anywhere before it to CLOSING
+ *   lost       (the lease is another's): from anywhere to GONE; freed at close-ok, and nothing is acked any more
  */
 enum shard_state { SHARD_WAITING, SHARD_SUBSCRIBING, SHARD_RUNNING, SHARD_DRAINING, SHARD_CLOSING, SHARD_GONE };
 
@@ -139,15 +142,15 @@ struct shard *history_find_shard_of(const struct history *history, struct str ro
 bool shard_is_closing(const struct history *history, struct str shard);
 /* Something happened: needs, rows or acks may have to be fetched. */
 void shard_mark_dirty(struct shard *shard);
-bool shard_is_sequencing(
-    const struct shard *shard); /* WAITING, SUBSCRIBING, RUNNING: its memory is right, facts are welcome */
+/* WAITING, SUBSCRIBING, RUNNING: its memory is right, facts are welcome */
+bool shard_is_sequencing(const struct shard *shard);
 
 void shard_taken(struct history *history, struct str name, uint64_t epoch);
 void shard_look(struct shard *shard); /* WAITING: is anybody still consuming? */
 /* The lease is gone, or the fence refused us: stop at once. The shard must not be used afterwards. */
 void shard_lost(struct shard *shard, const char *why);
-/* What we have in memory cannot go on under this epoch: close, then release the lease. Nothing of it may be in flight.
- */
+/* What we have in memory cannot go on under this epoch: close, then release the lease. Nothing of it may
+ * be in flight. */
 void shard_give_up(struct shard *shard, const char *why);
 void shard_drain(struct shard *shard);
 void shard_drain_check(struct shard *shard); /* in a turn: DRAINING goes on when nothing is on its way any more */
@@ -250,8 +253,8 @@ const char *topology_missing(const struct topology *topology); /* NULL: all is d
  */
 struct reader *reader_open(struct history *history); /* before history_connect: cluster and links are still NULL */
 void reader_close(struct reader *reader);            /* requests still open are forgotten: their done is not called */
-void reader_turn(
-    struct reader *reader); /* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
+/* once or twice per loop turn: batched questions leave here. Cheap when there is nothing */
+void reader_turn(struct reader *reader);
 /* All entries of the room up to seq are committed, as we or the feed say. The entry at seq has this epoch. */
 void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch);
 /* News of the shard may have been missed: the heads of rooms that somebody waits for have to be looked at. */

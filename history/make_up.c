@@ -24,8 +24,8 @@ struct make_up {
     bool asked;
 };
 
-/* By the primary key from its end; a room that was busier than 2,000 messages in that time has its senders there too.
- */
+/* By the primary key from its end; a room that was busier than 2,000 messages in that time has its
+ * senders there too. */
 static const struct pg_statement statement = {
     .name = "senders_of_late",
     .sql = "SELECT r.room_id, e.sender, max(e.seq) FROM unnest($1::bigint[], $2::bigint[]) x(room_no, since)"

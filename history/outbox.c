@@ -3,8 +3,8 @@
  * sent. At least once, never in the way of acks. Started by a commit that wrote some, by a shard that became ours, and
  * by a link that came back; nothing is asked while nothing happens.
  *
- *   kick ─▶ read some unsent rows of our shards ─▶ publish each ─all answered─▶ mark what was confirmed ─▶ read on,
- * until there is nothing
+ *   kick ─▶ read some unsent rows of our shards ─▶ publish each ─all answered─▶ mark what was confirmed
+ *              ▲───────────────────────── until there is nothing ─────────────────────────┘
  */
 #include "internal.h"
 

@@ -256,8 +256,8 @@ static void op_begin(struct pull_op *op)
     }
     op->access_open = true;
     history_ask_access(op->reader->history, &op->access);
-    /* Only a member's first page after a cursor depends on what the access says: where the log begins for that account.
-     */
+    /* Only a member's first page after a cursor depends on what the access says: where the log begins
+     * for that account. */
     fact = reader_find_room(op->reader, pull->room_id);
     if (fact && !(fact->since_join && pull->account.n && pull->from == PULL_AFTER))
         op_ask_page(op, fact->room_no);

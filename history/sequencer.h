@@ -6,15 +6,17 @@
  *
  * The way of a delivery:
  *
- *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row ─▶
- * COMMIT ─▶ shown durable, settled │ facts missing: the room is parked, everything of that room waits in order, other
- * rooms go on └ refused: a dead-letter row, settled by the same COMMIT as the rows around it
+ *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row
+ *              │                                            │                          ─▶ COMMIT ─▶ shown durable, settled
+ *              │                                            └ refused: a dead-letter row, settled by the same COMMIT as
+ *              │                                              the rows around it
+ *              └ facts missing: the room is parked; all of that room waits in order, other rooms go on
  *
  * Rules (docs/design.md tells why):
  *  - dedup comes before membership: a message that is in the log stays accepted whoever left since;
  *  - every valid op takes a seq, a void when it changes nothing or is refused, so that its repeat is recognised;
  *  - an op is a barrier: it and what follows it in its room are shown after its COMMIT; only plain messages are ever
- * early;
+ *    early;
  *  - no renumbering within an epoch: what turns out to be a late duplicate or refused becomes a void at its seq;
  *  - uncommitted ids are never forgotten; absence (no room, no member) is never remembered.
  *

@@ -116,8 +116,8 @@ struct sequencer {
     struct list rows;
     struct list unasked, asked;
     uint64_t askings;
-    uint64_t
-        stale_targets; /* answers up to this asking may be older than what was known of a message and is forgotten */
+    /* answers up to this asking may be older than what was known of a message and is forgotten */
+    uint64_t stale_targets;
     struct tag_ring ring;
     struct sequencer_counters counters;
 };
@@ -159,8 +159,8 @@ void ring_reset(struct tag_ring *ring);
 
 /* rows */
 struct seq_row *row_new(struct sequencer *s, struct seq_room *room, struct delivery *delivery); /* takes the envelope */
-void row_entry(
-    struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms);   /* next seq of its room */
+/* next seq of its room */
+void row_entry(struct sequencer *s, struct seq_row *row, enum entry_type type, uint64_t now_ms);
 void row_replace_entry(struct sequencer *s, struct seq_row *row, enum entry_type type); /* same seq, other content */
 void row_free(struct sequencer *s, struct seq_row *row);
 void row_dead(struct sequencer *s, struct seq_row *row, struct id128 id, enum err err, const char *why);

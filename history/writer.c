@@ -3,17 +3,19 @@
  * that is one row at once, at high load hundreds. One call of append() is one transaction: all of a batch or nothing of
  * it.
  *
- *   FLOWING ─a batch failed─▶ STOPPING ─nothing in flight─▶ MENDING ─looked up, rewound─▶ FLOWING (at once, or after a
- * while when the database is away)
+ *   FLOWING ─a batch failed─▶ STOPPING ─nothing in flight─▶ MENDING ─looked up, rewound─▶ FLOWING
+ *                                        (at once, or after a while when the database is away)
  *
  * What failed, and what is done about it when nothing is in flight any more:
  *   fenced      RF001: the shards named are lost; the rest is sent again
  *   moved       RF002: usually the batch behind a failed one. The heads are read: rows at or below them under our epoch
- * are committed (a commit that was taken for lost came through late); a head that fits neither way ends our ownership
+ *               are committed (a commit that was taken for lost came through late); a head that fits neither way ends
+ *               our ownership
  *   duplicate   23505 on the id: these rows become voids, the rest is sent again
  *   refused     class 22, 23: batches become smaller until the one row stands alone; that one becomes a void and a dead
- * letter unknown     the connection broke: heads are read, as above away        everything else is the database's
- * trouble, not the rows': kept, sent again
+ *               letter
+ *   unknown     the connection broke: heads are read, as above
+ *   away        everything else is the database's trouble, not the rows': kept, sent again
  */
 #include "internal.h"
 
@@ -44,8 +46,8 @@ struct head {
     uint32_t targets; /* the messages that its rows change: the last one's place in writer->targets, from 1; 0 = none */
 };
 
-/* A message that a batch changes: each one once, since append() writes kind by kind, all changes and then all mentions.
- */
+/* A message that a batch changes: each one once, since append() writes kind by kind, all changes and
+ * then all mentions. */
 struct target {
     uint64_t seq;
     uint32_t next; /* as in struct head */

@@ -2,8 +2,8 @@
  * Attaching: how a stream comes to carry rooms. The same for a stream that opens, a `subscribe`, and a room that an
  * `all` stream enters.
  *
- *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid) ─▶
- * (seqs at a time) ─▶ (behind the head: what has the account hidden) ─▶ finish
+ *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid)
+ *     ─▶ (seqs at a time) ─▶ (behind the head: what has the account hidden) ─▶ finish          (…): only when needed
  *
  * Registration comes first: what happens from then on is seen, so a member.left that overtakes the answer wins, and no
  * entry falls between the answer and the first one live. Nothing is sent before everything is known. Each step is one

@@ -1,8 +1,9 @@
 /*
  * The inside of the proxy, shared by its files; others include proxy.h only.
  *
- *   history ─shown/durable─▶ view ─end of turn: one chunk per encoding─▶ live subs ─reference─▶ stream queue ─one
- * gathered write─▶ wire └─ tail / store ─pieces at the reader's pace─▶ subs that are behind ──┘
+ *   history ─shown/durable─▶ view ─end of turn: one chunk per encoding─▶ live subs ──reference─▶ stream queue
+ *                             └─ tail / store ─pieces at the reader's pace─▶ subs that are behind ─┘    │
+ *                                                                              one gathered write ─▶ wire
  *
  * Who owns what: the proxy owns views (in a map, until the last sub goes) and audiences (an account with its open
  * streams); a stream owns its subs; bytes and entries are counted. Nothing here allocates for an idle stream, and no
@@ -173,8 +174,8 @@ struct sub {
     struct view *view;
     struct stream *stream;
     uint64_t seq; /* served up to here; LIVE: the view's done */
-    uint64_t
-        sure; /* its cursor was compared with the log up to here when it came: not taken back with the view's run */
+    /* its cursor was compared with the log up to here when it came: not taken back with the view's run */
+    uint64_t sure;
     struct unproven *unproven;
     struct hidden *hidden;      /* entries that its account has hidden from itself; NULL: none */
     uint64_t first_seq;         /* of what its account may see, where that begins at its join; 0: all */
@@ -192,13 +193,13 @@ void sub_behind(struct sub *sub, uint64_t seq); /* to be served from tail or sto
 void sub_pump(struct sub *sub);
 uint64_t sub_stands_at(const struct sub *sub);        /* served (queued) up to here */
 void sub_reset(struct sub *sub, struct cursor valid); /* tells the reader to go back */
-void sub_end(
-    struct sub *sub, const char *reason); /* room.left, then frees; a stream with named rooms and none left ends */
+/* room.left, then frees; a stream with named rooms and none left ends */
+void sub_end(struct sub *sub, const char *reason);
 struct sub *sub_find(struct stream *stream, const struct view *view);
 /* Queues what of a chunk the sub gets. false: the queue has no room for it. */
 bool sub_push_chunk(struct sub *sub, struct chunk *chunk, enum encoding encoding, uint64_t complete_ms);
-void sub_left(
-    struct sub *sub, const char *reason); /* its account is no member any more: nothing of the room from now on */
+/* its account is no member any more: nothing of the room from now on */
+void sub_left(struct sub *sub, const char *reason);
 
 /* What its account has hidden from itself: left out, as far as the sub had not shown it already. */
 void sub_hide(struct sub *sub, uint64_t seq);
@@ -319,14 +320,14 @@ void stream_push(struct stream *stream, struct bytes *bytes, struct sub *sub, ui
 bool stream_has_room(const struct stream *stream, size_t n);
 void stream_overflow(struct stream *stream); /* waiting references are dropped; their subs go on from tail or store */
 void stream_forget_sub(struct stream *stream, struct sub *sub);
-void stream_purge_sub(
-    struct stream *stream, struct sub *sub); /* its entries that are not on their way yet are not sent any more */
+/* its entries that are not on their way yet are not sent any more */
+void stream_purge_sub(struct stream *stream, struct sub *sub);
 void stream_say(struct stream *stream, struct str json); /* one private event that must arrive */
 void stream_say_droppable(struct stream *stream, struct str json);
 void stream_flush(struct stream *stream);
 void stream_pump(struct stream *stream); /* goes on with subs that are behind, as far as the queue has room */
-void stream_end(
-    struct stream *stream, uint16_t code, enum err err, const char *message); /* error event when err, then close */
+/* error event when err, then close */
+void stream_end(struct stream *stream, uint16_t code, enum err err, const char *message);
 void stream_refuse(struct stream *stream, uint16_t code, enum err err, const char *message,
     uint32_t retry_after_ms);           /* the same, saying when to come back */
 void stream_cut(struct stream *stream); /* now */

@@ -217,8 +217,8 @@ static size_t shares_find(struct proxy *proxy, struct share *shares)
             continue;
         n += !instances[i].self;
         share->instance = &instances[i];
-        /* Those that were told to go count no more: they are about to leave, or will not however often they are told.
-         */
+        /* Those that were told to go count no more: they are about to leave, or will not however often
+         * they are told. */
         share->streams = instances[i].self ? proxy->stream_count - proxy->told_count : instances[i].streams;
         streams += instances[i].self ? proxy->stream_count : instances[i].streams;
         weights += weight_of(&instances[i]);

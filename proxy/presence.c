@@ -3,9 +3,10 @@
  * nothing outlives an instance.
  *
  *   question                                       answer of one instance
- *   online ["alice","bob"]                         [[0,"ios",2],[0,"",1],[1,"web",1]]   account's place, platform,
- * streams connections s07.01KC…                          [[0,"ios",2],[0,"",1]] kick
- * {"account_id":…,"platform"?,"reason"?}    3                                    streams closed
+ *   online ["alice","bob"]                         [[0,"ios",2],[0,"",1],[1,"web",1]]   [account's place in the
+ *                                                                                       question, platform, streams]
+ *   connections s07.01KC…                          [[0,"ios",2],[0,"",1]]               the same; the place is 0
+ *   kick {"account_id":…,"platform"?,"reason"?}    3                                    streams closed
  *
  * A reader that polls has no stream between two requests. For a moment it is kept as one that is absent: it counts, and
  * a kick meets it when it comes back.

@@ -5,8 +5,8 @@
  * entries, the streams. A stream is one open connection of one account with any number of rooms; a `sub` is one room on
  * one stream.
  *
- *   stream:  OPENING -ticket ok, members checked-> LIVE (each sub: REPLAYING -caught up-> LIVE -queue full-> REPLAYING)
- * -close-> CLOSED
+ *   stream:  OPENING -ticket ok, members checked-> LIVE -close-> CLOSED
+ *   sub:     BEHIND -caught up-> LIVE -queue full-> BEHIND                 (the whole drawing is in core.h)
  *
  * Thread: the loop's.
  */
@@ -58,9 +58,10 @@ void proxy_typing(struct proxy *proxy, struct str room_id, struct str account);
  * Who is connected: asked of all living instances, each of which knows its own streams. Everything given must live
  * until done, which comes once, later. json: members without braces, good for the call.
  *
- *   online       "accounts":[{"account_id","streams","platforms":[{"platform","streams"}]}],"missing"   as asked, in
- * order connections  "room_id","streams","platforms","missing" kick         "closed"; the account's streams (of the
- * platform, when one is named) are closed 4502
+ *   online       "accounts":[{"account_id","streams","platforms":[{"platform","streams"}]}],"missing"
+ *                accounts as asked, in that order
+ *   connections  "room_id","streams","platforms","missing"
+ *   kick         "closed"; the account's streams (of the platform, when one is named) are closed 4502
  *
  * missing: instances that did not answer within a second; what they know is not in the answer. For a kick that is
  * ERR_TIMEOUT: streams may still be open there. ERR_CLOSED: this instance stops.

@@ -134,8 +134,8 @@ void sub_pump(struct sub *sub)
         catch_up_want(
             sub, view->run_base > sub->seq && view->run_base < view->durable.seq ? view->run_base : view->durable.seq);
     else
-        enter_list(
-            sub, VIEW_WAITING, SUB_WAITING); /* a hole above the durable head: nobody can fill it before the COMMIT */
+        /* a hole above the durable head: nobody can fill it before the COMMIT */
+        enter_list(sub, VIEW_WAITING, SUB_WAITING);
 }
 
 /* ----------------------------------------------------------------- pieces */

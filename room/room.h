@@ -40,8 +40,8 @@ struct room_create {
     int64_t request_hash; /* over the body as it came */
     uint64_t now_ms;
     void (*done)(struct room_create *create, enum err err);
-    /* ERR_OK, ERR_CONFLICT (request_id with another body), ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK, good for the call:
-     */
+    /* ERR_OK, ERR_CONFLICT (request_id with another body), ERR_UNAVAILABLE, ERR_TIMEOUT. On ERR_OK, good
+     * for the call: */
     struct str room_id;
     struct str room_json; /* the `room` object */
     bool created;
@@ -67,9 +67,9 @@ struct room_list_accounts {
     const struct str *account_ids;
     size_t account_count; /* > 0: only these */
     uint64_t has_read;    /* > 0: only those whose read cursor stands there or further on */
-    void (*done)(
-        struct room_list_accounts *list, enum err err); /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
-    struct str answer_json;                             /* {"accounts":[…],"next"?:…}; good for the call */
+    /* ERR_OK, ERR_NO_SUCH_ROOM, ERR_BAD_REQUEST (after), … */
+    void (*done)(struct room_list_accounts *list, enum err err);
+    struct str answer_json; /* {"accounts":[…],"next"?:…}; good for the call */
     struct pg_query query;
 };
 void room_list_accounts(struct rooms *rooms, struct room_list_accounts *list);

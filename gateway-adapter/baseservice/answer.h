@@ -24,8 +24,8 @@ struct file_range {
     int status; /* 200, 206, 304, 416 */
     uint64_t first, bytes;
 };
-/* One range is served, several and other units are ignored (RFC 9110 14.2); If-Range and If-None-Match by tag or date.
- */
+/* One range is served, several and other units are ignored (RFC 9110 14.2); If-Range and If-None-Match by
+ * tag or date. */
 struct file_range range_of(const struct request *request, const char *id, const struct file_facts *facts);
 
 void json_head_write(struct buf *out, int status, size_t bytes, bool keep);

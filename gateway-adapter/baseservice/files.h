@@ -41,8 +41,8 @@ struct upload;
 MUST_USE enum file_result upload_begin(
     struct upload **out, const struct file_store *store, enum file_kind kind, struct str declared, uint64_t size);
 MUST_USE enum file_result upload_write(struct upload *upload, const char *p, size_t n);
-/* Ends the upload in every case; `id` (with NUL) and facts are filled on FILE_OK. When it returns the file is durable.
- */
+/* Ends the upload in every case; `id` (with NUL) and facts are filled on FILE_OK. When it returns the
+ * file is durable. */
 MUST_USE enum file_result upload_commit(struct upload *upload, char id[FILE_ID_BYTES + 1], struct file_facts *facts);
 void upload_abandon(struct upload *upload);
 

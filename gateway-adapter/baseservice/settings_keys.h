@@ -1,5 +1,5 @@
-/* The settings of baseservice, one line each: name, type, default, least, most, what it is. See room/base/settings.h.
- */
+/* The settings of baseservice, one line each: name, type, default, least, most, what it is.
+ * See room/base/settings.h. */
 /* clang-format off */
 KEY(listen_address, TEXT, "127.0.0.1", 0, 0, "numeric address to listen on; callers are gateways")
 KEY(listen_port, INT, "7500", 0, 65535, "port; 0 = one the kernel picks, see the log line started")

@@ -3,8 +3,8 @@
  * (policy, roles), what the accounts are called (BaseService); it says to roomd what they do, and passes long
  * connections through. A business with a gateway of its own takes the adapter library and leaves this.
  *
- *   frontend ─▶ routes.c ─▶ ask (one request) ─▶ account.c room.c message.c stream.c file.c ─▶ roomd, broker,
- * BaseService
+ *   frontend ─▶ routes.c ─▶ ask.c (one request) ─▶ account.c room.c message.c stream.c file.c
+ *                                                   ─▶ roomd, broker, BaseService
  *
  * Thread: one loop, everything on it. Source of the surface: docs/gateway.md.
  */

@@ -1,5 +1,5 @@
-/* What one account may do in a while. An account that does nothing is forgotten: the table is as large as it is busy.
- */
+/* What one account may do in a while. An account that does nothing is forgotten: the table is as large as
+ * it is busy. */
 #include "gateway.h"
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* The link: connecting, logging in, heartbeats, coming back; it hands the frames of a channel to the file that owns it.
- */
+/* The link: connecting, logging in, heartbeats, coming back; it hands the frames of a channel to the file
+ * that owns it. */
 #include "amqp_impl.h"
 
 #include "log.h"

@@ -19,8 +19,8 @@ struct amqp_address {
     bool tls;
 };
 
-/* All or nothing. ERR_BAD_REQUEST: *bad (of size bad_size) names the first one that cannot be read, without password.
- */
+/* All or nothing. ERR_BAD_REQUEST: *bad (of size bad_size) names the first one that cannot be
+ * read, without password. */
 MUST_USE enum err amqp_addresses_parse(
     struct amqp_address addresses[AMQP_ADDRESSES_MAX], size_t *count, const char *urls, char *bad, size_t bad_size);
 void amqp_address_clear(struct amqp_address *address);

@@ -83,8 +83,8 @@ struct str http_header(const struct http_request *request, const char *name);
  * for repeated ones. */
 bool http_query_param(
     const struct http_request *request, const char *name, size_t index, struct buf *scratch, struct str *value);
-bool query_find(
-    struct str query, const char *name, size_t index, struct buf *scratch, struct str *value); /* the same */
+/* The same in a query that stands alone ("a=1&b=2"). */
+bool query_find(struct str query, const char *name, size_t index, struct buf *scratch, struct str *value);
 
 /* --- bodies that are not collected: raw_path --- */
 
@@ -117,8 +117,8 @@ void http_reply_text(struct http_reply *reply, int status, const char *content_t
 MUST_USE bool http_reply_begin(
     struct http_reply *reply, int status, int64_t length, void (*more)(void *arg), void (*gone)(void *arg), void *arg);
 void http_reply_piece(struct http_reply *reply, struct str bytes, bool last);
-void http_reply_break(
-    struct http_reply *reply); /* what was promised cannot be given: cuts the connection, then gone() */
+/* what was promised cannot be given: cuts the connection, then gone() */
+void http_reply_break(struct http_reply *reply);
 
 /* Adds a header to the coming answer (static name, value copied, no line ends in it). */
 void http_reply_header(struct http_reply *reply, const char *name, const char *value);

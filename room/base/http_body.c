@@ -236,9 +236,9 @@ void http_reply_read(struct http_reply *reply, void (*piece)(void *arg, struct s
     sock = wire->sock;
     if (first) {
         keep_texts(reply->req);
+        /* A fresh socket takes it; who waits in vain sends after all. */
         if (wire->expects && sock->input->size == wire->head_bytes && !sock->ssl)
-            uv_try_write(
-                (uv_stream_t *)&wire->tcp, &buf, 1); /* a fresh socket takes it; who waits in vain sends after all */
+            uv_try_write((uv_stream_t *)&wire->tcp, &buf, 1);
     }
     if (sock->input->size > wire->head_bytes) {
         tell(reply);

@@ -85,8 +85,8 @@ struct http_reply {
 };
 
 /* http_linger.c */
-void linger_start(
-    struct http_server *server, int fd); /* the connection on fd was refused while its body was still coming */
+/* the connection on fd was refused while its body was still coming */
+void linger_start(struct http_server *server, int fd);
 void lingers_end(struct http_server *server);
 
 /* http.c */

@@ -337,8 +337,8 @@ static inline const char *skip_plain(const char *p, const char *end)
     return p;
 }
 
-/* Length of the well-formed sequence (Unicode 15, table 3-7) at `p`, whose first byte is >= 0x80; 0 when there is none.
- */
+/* Length of the well-formed sequence (Unicode 15, table 3-7) at `p`, whose first byte is >= 0x80; 0 when
+ * there is none. */
 static inline size_t utf8_sequence(const char *text, const char *end)
 {
     const unsigned char *p = (const unsigned char *)text;

@@ -772,8 +772,8 @@ static void refusal_learn(struct connection *connection, const struct pg_slot *s
     const char *state = pg_sqlstate(slot->result);
     struct prepared *prepared = prepared_find(connection, slot->statement);
 
-    /* 26000: the server no longer knows it; 0A000: its result changed with a table; 42P05: the name was there before.
-     */
+    /* 26000: the server no longer knows it; 0A000: its result changed with a table; 42P05: the name
+     * was there before. */
     if (slot->named && !slot->parse && (strcmp(state, "26000") == 0 || strcmp(state, "0A000") == 0))
         prepared->state = PREPARED_UNNAMED;
     if (slot->parse)

@@ -86,8 +86,8 @@ struct pg_query {
      *   ERR_DATABASE     the server refused; pg_sqlstate(result) says why
      *   ERR_UNAVAILABLE  was never sent: queue full, no connection until the deadline, pool closed. result NULL
      *   ERR_LOST         was sent, the connection broke: the outcome is unknown. result NULL
-     *   ERR_TIMEOUT      was sent, no answer within timeout_ms: outcome unknown; its connection is discarded. result
-     * NULL
+     *   ERR_TIMEOUT      was sent, no answer within timeout_ms: the outcome is unknown, its connection is discarded.
+     *                    result NULL
      */
     void (*done)(struct pg_query *query, enum err err, const PGresult *result);
     /* the pool's; all zero before the first use */
@@ -106,8 +106,8 @@ void pg_submit(struct pg *pg, struct pg_query *query, const struct pg_params *pa
  * way. */
 void pg_forget(struct pg_query *query);
 
-MUST_USE enum err pg_open(
-    struct pg **out, uv_loop_t *loop, const struct pg_settings *settings); /* returns at once; connects by itself */
+/* returns at once; connects by itself */
+MUST_USE enum err pg_open(struct pg **out, uv_loop_t *loop, const struct pg_settings *settings);
 void pg_close(struct pg *pg);
 bool pg_up(const struct pg *pg, enum pg_lane lane);
 /* News of a lane's connection: up (each time anew; backend pid and start identify the session) or down (a "down"

@@ -98,8 +98,8 @@ static struct str list_item(const char *list, int i)
     return (struct str){list, strcspn(list, ",")};
 }
 
-/* False when there are too many. Lists that do not fit together are left to libpq, which knows what to say about them.
- */
+/* False when there are too many. Lists that do not fit together are left to libpq, which knows what to
+ * say about them. */
 static bool hosts_read(struct pg_address *address)
 {
     const char *names = option_get(address, "host", "PGHOST"),

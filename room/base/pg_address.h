@@ -16,12 +16,12 @@
 
 struct pg_address;
 
-/*   ERR_BAD_REQUEST  not a connection string, or more than 16 hosts (logged without the string: it may hold a password)
- */
+/* `url` is a libpq connection string or URL.
+ *   ERR_BAD_REQUEST  it is not, or names more than 16 hosts (logged without the string: it may hold a password) */
 MUST_USE enum err pg_address_parse(struct pg_address **out, const char *url);
 void pg_address_free(struct pg_address *address);
-uint64_t pg_address_connect_timeout_ms(
-    const struct pg_address *address); /* one attempt; 3 s when the string does not say */
+/* For one attempt; 3 s when the string does not say. */
+uint64_t pg_address_connect_timeout_ms(const struct pg_address *address);
 
 /* Looking up all names of an address, one after the other. Embedded in the one who waits; one use at a time. */
 struct pg_lookup {

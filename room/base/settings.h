@@ -44,9 +44,9 @@ bool settings_load(
     const struct settings *settings, void *values, const char *path, char *const *environment, struct buf *why);
 void settings_clear(const struct settings *settings, void *values);
 
-void settings_print(
-    const struct settings *settings, const void *values, struct buf *out); /* `key = value` lines; secrets as *** */
-void settings_manual(const struct settings *settings, struct buf *out);    /* a Markdown table, for --help and docs */
+/* `key = value` lines; secrets as *** */
+void settings_print(const struct settings *settings, const void *values, struct buf *out);
+void settings_manual(const struct settings *settings, struct buf *out); /* a Markdown table, for --help and docs */
 
 /* Takes the next item off a comma-separated list, without the spaces around it; false at the end. Empty items are
  * skipped. */

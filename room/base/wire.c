@@ -14,8 +14,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* One WebSocket message has at most 128 KiB by default, 16 MiB by setting; an owner that uses nothing of this is wrong.
- */
+/* One WebSocket message has at most 128 KiB by default, 16 MiB by setting; an owner that uses nothing of
+ * this is wrong. */
 #define WIRE_REST_MAX_BYTES (17u << 20)
 
 /* What the kernel did not take at once, on its way through libuv. */

@@ -14,8 +14,8 @@
 struct route {
     const char *path;
     void (*call)(struct call *call);
-    void (*serve)(
-        struct service *service, struct http_request *request, struct http_reply *reply); /* answers by itself */
+    /* answers by itself */
+    void (*serve)(struct service *service, struct http_request *request, struct http_reply *reply);
     bool get; /* GET and HEAD without a key; else POST with one */
 };
 

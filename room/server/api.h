@@ -106,8 +106,8 @@ void api_hide_fields(struct fields *fields, struct history_hide *hide);
 const char *api_hide_why(enum err err);
 uint64_t api_read_seq(struct fields *fields);
 const char *api_mark_why(enum err err);
-/* Tells the room that the account types, when it may speak and the room is not too big for that: neither is an error.
- */
+/* Tells the room that the account types, when it may speak and the room is not too big for that: neither
+ * is an error. */
 enum err api_typing_tell(const struct service *service, const struct history_access *access, enum err err);
 
 /* Why the owner refused an op, in words. */

@@ -22,8 +22,8 @@ void fields_read(struct fields *fields, struct str body)
         fields_refuse(fields, ERR_BAD_REQUEST, NULL, "the body is not acceptable JSON: %s", why);
     else if (fields->object.type != JSON_OBJECT)
         fields_refuse(fields, ERR_BAD_REQUEST, NULL, "the body must be a JSON object");
-    /* Unescaped texts are never longer than escaped ones, so that the scratch never moves under the slices given out.
-     */
+    /* Unescaped texts are never longer than escaped ones, so that the scratch never moves under the
+     * slices given out. */
     buf_reserve(&fields->scratch, body.n);
 }
 

@@ -46,8 +46,8 @@ bool field_given(const struct fields *fields, const char *name);
 struct str field_raw(const struct fields *fields, const char *name);
 
 /* Strings. p is NULL when absent. */
-struct str field_room_id(
-    struct fields *fields, const char *name, enum need need); /* a text that can be no room's id: no_such_room */
+/* a text that can be no room's id: no_such_room */
+struct str field_room_id(struct fields *fields, const char *name, enum need need);
 struct str field_account(struct fields *fields, const char *name, enum need need);
 struct str field_sender(struct fields *fields, const char *name); /* an account or @system */
 struct str field_client_id(struct fields *fields, const char *name);

@@ -355,8 +355,8 @@ void api_room_remove_accounts(struct call *call)
     submit(call, OP_MEMBER_REMOVE, members_on_done);
 }
 
-/* A call that says how long is the same call when it is repeated later: the owner adds for_ms to the time of the first.
- */
+/* A call that says how long is the same call when it is repeated later: the owner adds for_ms to the time
+ * of the first. */
 static void mute_fields(struct call *call)
 {
     struct fields *fields = &call->fields;

@@ -1,8 +1,8 @@
 /*
  * Stopping in order. The first SIGTERM or SIGINT begins, the second one ends the process at once.
  *
- *   RUNNING ─signal─▶ SHARDS ─handed over, or a while─▶ STREAMS ─none left, or drain_ms─▶ CALLS ─none open, or a
- * while─▶ REST ─cursors written─▶ DONE
+ *   RUNNING ─signal─▶ SHARDS ─handed over, or 10 s─▶ STREAMS ─none left, or drain_ms─▶ CALLS
+ *                                           CALLS ─none open, or 5.5 s─▶ REST ─cursors written─▶ DONE
  *
  * Shards go first: their rooms flow on at their new owners while streams are still open here, and what is called
  * meanwhile is answered by way of those. When nobody else lives there is nobody to hand them to: then they go last, as

@@ -140,8 +140,8 @@ static bool start(struct running *running)
     return true;
 }
 
-/* Back to front. What is still asked of the database is answered while the loop runs out of handles, so calls go last.
- */
+/* Back to front. What is still asked of the database is answered while the loop runs out of handles, so
+ * calls go last. */
 static void stop(struct running *running)
 {
     struct service *service = &running->service;

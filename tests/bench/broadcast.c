@@ -5,7 +5,7 @@
  *
  *   --port P --streams N
  *   --burst 64   frames to a write, as fast as the sockets take them (the big lever: a write per frame is 20 times
- * slower)
+ *                slower)
  *   --rate N     instead: one frame to everybody N times a second, with the time it was due
  */
 #include "load.h"

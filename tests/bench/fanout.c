@@ -212,8 +212,8 @@ static void publish(struct fanout *fanout, const struct pace *pace, uint64_t win
     }
 }
 
-/* CPU time of another process, from its two counters of ticks. (Its name may hold spaces, so begin behind its bracket.)
- */
+/* CPU time of another process, from its two counters of ticks. (Its name may hold spaces, so begin
+ * behind its bracket.) */
 static double cpu_of(int pid)
 {
     char path[64], line[1024] = "";

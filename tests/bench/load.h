@@ -250,8 +250,8 @@ static inline bool event_marker(const char *event, size_t n, int64_t *meant_at, 
     return true;
 }
 
-/* The plan tests/bench/run writes: a line `room_id[,room_id…] ticket` for each ticket; without tickets just room ids.
- */
+/* The plan tests/bench/run writes: a line `room_id[,room_id…] ticket` for each ticket; without tickets
+ * just room ids. */
 struct plan_line {
     char *rooms, *ticket;
 };

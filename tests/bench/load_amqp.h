@@ -241,8 +241,8 @@ struct consumer {
     void *owner;
 };
 
-/* basic.consume (60, 20) without an answer. It is sent here and not by librabbitmq, which would read deliveries ahead.
- */
+/* basic.consume (60, 20) without an answer. It is sent here and not by librabbitmq, which would
+ * read deliveries ahead. */
 static inline void consumer_start(struct consumer *consumer, const char *queue)
 {
     size_t n = strlen(queue), bytes = 4 + 2 + 1 + n + 1 + 1 + 4;

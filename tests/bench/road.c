@@ -4,7 +4,7 @@
  *
  *   --amqp-url URL --plan FILE
  *   --mode log      as many as the window lets; needs --database URL. Counts what is committed while it publishes, and
- * ends when the log has every single message and the queues are empty
+ *                   ends when the log has every single message and the queues are empty
  *   --mode stream   at --rate N (open loop); opens a WebSocket for each ticket of the plan at --host and --port, and
  *                   measures from the time a message was meant to be sent to its frame at the client
  *   --seconds 5 --warmup 1 --window 500
@@ -226,8 +226,8 @@ static bool is_change(const struct road *road, uint64_t number)
     return number % 100 < road->changes && number > 200;
 }
 
-/* An edit of a message that was published lately, by its id; roomd's own instances write the same when they are called.
- */
+/* An edit of a message that was published lately, by its id; roomd's own instances write the same when
+ * they are called. */
 static void publish_change(struct road *road, int64_t due)
 {
     struct publisher *publisher = &road->publisher;

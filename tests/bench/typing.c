@@ -49,8 +49,8 @@ static void open_streams(struct typing *typing, uint32_t opening_max)
     }
 }
 
-/* A frame that does not fit into the socket at once would have to be kept: with so short ones the server is stuck then.
- */
+/* A frame that does not fit into the socket at once would have to be kept: with so short ones the server
+ * is stuck then. */
 static void type(struct typing *typing)
 {
     size_t who = typing->sent++ % typing->plan.count;

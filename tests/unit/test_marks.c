@@ -353,8 +353,8 @@ static void a_locked_row_holds_up_nobody_else(void **state)
     assert_int_equal(cursor_of(world, 1, "ada", "role"), 2);
 }
 
-/* Deadlocks cannot come from locks that are not waited for, so one is made: the first two updates fail with its code.
- */
+/* Deadlocks cannot come from locks that are not waited for, so one is made: the first two updates fail
+ * with its code. */
 static void a_deadlock_is_tried_again(void **state)
 {
     struct marking *marking;

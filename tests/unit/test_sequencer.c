@@ -411,8 +411,8 @@ static void an_answer_from_an_earlier_life_of_a_room_is_not_believed(void **stat
     (void)state;
     deliver_plain(false);
     assert_true(sequencer_take_needs(sequencer, &before));
-    sequencer_channel_lost(
-        sequencer); /* forgets the parked delivery and its room; the first answer is still on its way */
+    /* forgets the parked delivery and its room; the first answer is still on its way */
+    sequencer_channel_lost(sequencer);
     next_tag = 0;
     deliver_plain(true);
     assert_true(sequencer_take_needs(sequencer, &after));

@@ -87,8 +87,8 @@ struct stored_room {
     struct told_room rows; /* room, members, messages, mentions */
     struct told_room told; /* the same by the replay of the log */
     uint64_t last_seq, last_epoch, last_at, counted;
-    /* Decided on top of an op that the database then refused, seqs from .. to: nobody can tell right from wrong there.
-     */
+    /* Decided on top of an op that the database then refused, seqs from .. to: nobody can tell right
+     * from wrong there. */
     uint64_t doubt_from, doubt_to;
     bool lost; /* … and changes of room or members among it: nor from there on */
 };

@@ -187,8 +187,8 @@ static void what_is_not_utf8_is_refused_as_soon_as_it_shows(void **state)
     for (size_t i = 0; i < countof(bad); i++) {
         struct ws_message *message = NULL;
 
-        assert_int_equal(
-            add(&message, WS_TEXT, false, bad[i], strlen(bad[i]), &complete), 1007); /* before the message ends */
+        /* before the message ends */
+        assert_int_equal(add(&message, WS_TEXT, false, bad[i], strlen(bad[i]), &complete), 1007);
         ws_message_free(message);
     }
     for (size_t i = 0; i < countof(good); i++)
