@@ -354,29 +354,48 @@ static bool read_target(struct ask *ask, uint64_t *seq, const char **message_id,
     return ok;
 }
 
-void message_edit(struct ask *ask)
+/* Who is muted may still mend what was said; the rules of the business hold for it all the same. */
+static void on_edit_standing(struct standing *standing)
 {
-    bool ok = true;
-    struct roomd_history_edit edit = {.room_id = ask->room_id, .account_id = ask->account};
-    const char *refused, *request_id;
+    struct ask *ask = standing->arg;
+    const struct roomd_history_edit *edit = (const void *)ask->text;
+    const char *refused;
 
-    if (!read_target(ask, &edit.seq, &edit.message_id, &request_id))
-        return;
-    edit.content = ask_raw(ask, "content", &ok);
-    if (!edit.content) {
-        ask_refuse(ask, ERR_BAD_REQUEST, "content", "content is missing");
+    if (standing->code != ROOMD_OK && standing->code != ROOMD_FORBIDDEN) {
+        ask_refuse_code(ask, standing->code, NULL, standing->message);
         return;
     }
-    refused = policy_refuses(ask->gateway->policy,
-        &(struct policy_question){
-            .account = str_of(ask->account), .room_id = str_of(ask->room_id), .content = str_of(edit.content)});
+    refused = policy_refuses(ask->gateway->policy, &(struct policy_question){.account = str_of(ask->account),
+                                                       .peer = str_of(standing->peer),
+                                                       .room_id = str_of(ask->room_id),
+                                                       .content = str_of(edit->content)});
     if (refused) {
         ask_refuse(ask, ERR_FORBIDDEN, "content", "%s", refused);
         return;
     }
+    roomd_history_edit(ask->gateway->client, &ask->call, edit, &ask->changed);
+}
+
+void message_edit(struct ask *ask)
+{
+    bool ok = true;
+    struct roomd_history_edit *edit = ask_keep(ask, sizeof *edit);
+    const char *request_id;
+
+    *edit = (struct roomd_history_edit){.room_id = ask->room_id, .account_id = ask->account};
+    if (!read_target(ask, &edit->seq, &edit->message_id, &request_id))
+        return;
+    edit->content = ask_raw(ask, "content", &ok);
+    if (!edit->content) {
+        ask_refuse(ask, ERR_BAD_REQUEST, "content", "content is missing");
+        return;
+    }
+    ask->text = (const char *)edit;
     ask_call(ask, on_changed);
     ask->call.request_id = request_id;
-    roomd_history_edit(ask->gateway->client, &ask->call, &edit, &ask->changed);
+    ask->standing =
+        (struct standing){.account = ask->account, .room_id = ask->room_id, .done = on_edit_standing, .arg = ask};
+    standing_ask(ask->gateway->standings, &ask->standing);
 }
 
 void message_recall(struct ask *ask)

@@ -104,7 +104,7 @@ static bool is_blocked(const struct policy *policy, struct str account, struct s
     return false;
 }
 
-static bool holds_word(const struct policy *policy, struct str content)
+static bool text_holds_word(const struct policy *policy, struct str text)
 {
     struct json_walk walk = json_walk(policy->words);
     struct json item;
@@ -115,17 +115,41 @@ static bool holds_word(const struct policy *policy, struct str content)
         struct buf scratch = {0};
 
         found = item.type == JSON_STRING && json_string(item, &scratch, &word) && word.n &&
-                memmem(content.p, content.n, word.p, word.n);
+                memmem(text.p, text.n, word.p, word.n);
         buf_clear(&scratch);
     }
     return found;
 }
 
+/* In any text of it, however it is spelled: "\u0061" is "a" to who reads it. */
+static bool holds_word(const struct policy *policy, struct json value)
+{
+    struct json_walk walk = json_walk(value);
+    struct json_member member;
+    struct buf scratch = {0};
+    struct json item;
+    struct str text;
+    bool found = false;
+
+    if (value.type == JSON_STRING)
+        found = json_string(value, &scratch, &text) && text_holds_word(policy, text);
+    while (!found && value.type == JSON_ARRAY && json_next_item(&walk, &item))
+        found = holds_word(policy, item);
+    while (!found && value.type == JSON_OBJECT && json_next_member(&walk, &member))
+        found = holds_word(policy, member.value);
+    buf_clear(&scratch);
+    return found;
+}
+
 const char *policy_refuses(const struct policy *policy, const struct policy_question *question)
 {
+    struct json content;
+    const char *why;
+
     if (policy->blocked.type == JSON_ARRAY && question->peer.n && is_blocked(policy, question->account, question->peer))
         return "this account does not take messages from you";
-    if (policy->words.type == JSON_ARRAY && question->content.n && holds_word(policy, question->content))
+    if (policy->words.type == JSON_ARRAY && question->content.n && json_check(question->content, &content, &why) &&
+        holds_word(policy, content))
         return "this message holds a word that is not allowed here";
     return NULL;
 }

@@ -448,57 +448,78 @@ static void on_tried(struct standing *standing)
     struct trial *trial = container_of(standing, struct trial, standing);
     const char *refused = NULL;
 
-    /* What the room itself has against it, the instance will say, in its own words. */
-    if (standing->code == ROOMD_OK)
+    /* What the room itself has against it, the instance will say, in its own words; who is muted may still edit. */
+    if (standing->code == ROOMD_OK || standing->code == ROOMD_FORBIDDEN)
         refused = policy_refuses(trial->gateway->policy, &(struct policy_question){.account = str_of(standing->account),
                                                              .peer = str_of(standing->peer),
                                                              .room_id = str_of(standing->room_id),
                                                              .kind = buf_str(&trial->kind),
                                                              .content = buf_str(&trial->content)});
-    trial_end(trial, "forbidden", refused);
+    if (standing->code == ROOMD_UNAVAILABLE || standing->code == ROOMD_TIMEOUT || standing->code >= ROOMD_NO_MEMORY)
+        trial_end(trial, "unavailable", "this cannot be checked at the moment; try again"); /* a rule is no rule else */
+    else
+        trial_end(trial, "forbidden", refused);
+}
+
+/* Does this frame say something in a room? Then *payload holds it and *room_id names the room, decoded. */
+static bool frame_speaks(struct json frame, struct buf *scratch, struct json *payload, struct str *room_id)
+{
+    struct json type, room;
+    struct str name;
+
+    *payload = json_get(frame, "payload");
+    type = json_get(frame, "type");
+    if (payload->type != JSON_OBJECT || type.type != JSON_STRING || !json_string(type, scratch, &name) ||
+        (!str_is(name, "message.send") && !str_is(name, "message.edit")))
+        return false;
+    room = json_get(*payload, "room_id");
+    if (room.type == JSON_NONE)
+        room = json_get(*payload, "conversation_id");
+    buf_reset(scratch);
+    return room.type == JSON_STRING && json_string(room, scratch, room_id) && room_id->n <= ROOM_ID_MAX;
+}
+
+static struct trial *trial_new(struct gateway *gateway, struct relay *relay, struct str account, struct str room_id)
+{
+    struct trial *trial = xcalloc(1, sizeof *trial);
+
+    trial->gateway = gateway;
+    trial->relay = relay;
+    buf_reserve(&trial->text, room_id.n + account.n + 2);
+    trial->standing.room_id = trial->text.p;
+    buf_add_str(&trial->text, room_id);
+    buf_char(&trial->text, '\0');
+    trial->standing.account = trial->text.p + trial->text.n;
+    buf_add_str(&trial->text, account);
+    buf_char(&trial->text, '\0');
+    trial->standing.done = on_tried;
+    return trial;
 }
 
 /* What a client says on its stream is held to the same rules as what it posts. */
 void stream_judge(void *arg, struct relay *relay, struct str account, struct str text)
 {
     struct gateway *gateway = arg;
-    struct json frame, type, payload, room;
-    struct trial *trial;
+    struct json frame, payload;
+    struct buf scratch = {0};
+    struct str room_id;
+    struct trial *trial = NULL;
     const char *why;
-    bool speaks = json_check(text, &frame, &why) && frame.type == JSON_OBJECT;
 
-    if (speaks) {
-        type = json_get(frame, "type");
-        payload = json_get(frame, "payload");
-        speaks = (str_is((struct str){type.p, type.n}, "\"message.send\"") ||
-                     str_is((struct str){type.p, type.n}, "\"message.edit\"") || type.escaped) &&
-                 payload.type == JSON_OBJECT;
-    }
-    room = speaks ? json_get(payload, "room_id") : (struct json){.type = JSON_NONE};
-    if (speaks && room.type == JSON_NONE)
-        room = json_get(payload, "conversation_id");
-    if (!speaks || room.type != JSON_STRING || room.escaped || room.n - 2 > ROOM_ID_MAX) {
+    if (json_check(text, &frame, &why) && frame.type == JSON_OBJECT &&
+        frame_speaks(frame, &scratch, &payload, &room_id))
+        trial = trial_new(gateway, relay, account, room_id);
+    buf_clear(&scratch);
+    if (!trial) {
         relay_judged(relay, true, STR("")); /* nothing is said; what is wrong with it the instance tells */
         return;
     }
-    trial = xcalloc(1, sizeof *trial);
-    trial->gateway = gateway;
-    trial->relay = relay;
-    buf_reserve(&trial->text, room.n + account.n + 2);
-    trial->standing.room_id = trial->text.p;
-    buf_add(&trial->text, room.p + 1, room.n - 2);
-    buf_char(&trial->text, '\0');
-    trial->standing.account = trial->text.p + trial->text.n;
-    buf_add_str(&trial->text, account);
-    buf_char(&trial->text, '\0');
     buf_add(&trial->content, json_get(payload, "content").p, json_get(payload, "content").n);
     if (json_get(payload, "kind").type == JSON_STRING)
         buf_add(&trial->kind, json_get(payload, "kind").p + 1, json_get(payload, "kind").n - 2);
     buf_add(&trial->req_id, json_get(frame, "req_id").p, json_get(frame, "req_id").n);
-    if (!limits_request(gateway->limits, account)) {
+    if (!limits_request(gateway->limits, account))
         trial_end(trial, "rate_limited", "too many messages; wait a moment");
-        return;
-    }
-    trial->standing.done = on_tried;
-    standing_ask(gateway->standings, &trial->standing);
+    else
+        standing_ask(gateway->standings, &trial->standing);
 }

@@ -565,6 +565,29 @@ def test_a_rule_of_the_business_refuses_by_call_and_by_frame(gateway, strict):
     assert not loose_eve.history(room)
 
 
+def test_no_way_of_writing_it_gets_past_a_rule(gateway, strict):
+    alice, eve, loose_eve = strict.user("alice"), strict.user("eve"), gateway.user("eve")
+    room, group = loose_eve.direct("alice"), alice.group("all may", "eve")
+    seq = loose_eve.wait_message(room, loose_eve.say(room, "before it was blocked"))["seq"]
+    spelled = "".join(f"\\u{ord(c):04x}" for c in room)
+    frames = eve.frames()
+
+    def frame(payload, req_id):
+        frames.send_text('{"type": "message.send", "req_id": "%s", "payload": {%s, "kind": "text"}}' % (req_id, payload))
+        return frames.until(lambda event: event.get("req_id") == req_id).get("code")
+
+    assert frame(f'"room_id": "{spelled}", "content": "hi"', "1") == "forbidden"
+    assert frame(f'"room_id": null, "conversation_id": "{room}", "content": "hi"', "2") == "bad_request"
+    assert frame(f'"room\\u005fid": "{room}", "content": "hi"', "3") == "forbidden"
+    assert frame(f'"room_id": "{group}", "content": "a f\\u006frbidden word"', "4") == "forbidden"
+    assert frames.request("message.edit", {"room_id": room, "seq": seq, "content": "blocked, but edited"}, "5")["code"] == "forbidden"
+    assert eve.refused("POST", f"rooms/{room}/edit", {"seq": seq, "content": "blocked, but edited"}) == (403, "forbidden")
+    spelled_out = eve.ask("POST", f"rooms/{group}/messages", data='{"kind": "text", "content": {"body": "a f\\u006frbidden word"}}', headers={"Content-Type": "application/json"})
+    assert spelled_out.status_code == 403
+    frames.close()
+    assert [entry["content"] for entry in alice.history(room) if entry["type"] == "message"] == ["before it was blocked"]
+
+
 def test_requests_logins_and_streams_of_an_account_are_limited(start_gateway):
     gateway = start_gateway(account_requests_per_s=10, logins_per_minute=3, account_streams_max=2)
     user = gateway.user("alice")
