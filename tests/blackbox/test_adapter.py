@@ -250,6 +250,29 @@ def test_examples_are_under_forty_lines():
         assert len(example.read_text().splitlines()) < 40, example.name
 
 
+def test_a_team_that_wants_only_the_library_builds_and_links_it_as_the_page_says(cluster, tmp_path):
+    examples = roomd.TOP / "gateway-adapter" / "examples"
+    build, prefix = tmp_path / "build", tmp_path / "elsewhere"
+    lines = re.search(r"```sh\n(cmake .*?)\n```", (roomd.TOP / "docs" / "adapter.md").read_text(), re.S)[1]
+    assert "cmake -B build -DROOMD_ADAPTER_ONLY=ON && cmake --build build && sudo cmake --install build " in lines
+    for command in (["cmake", "-S", roomd.TOP, "-B", build, "-DROOMD_ADAPTER_ONLY=ON", "-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O0"], ["cmake", "--build", build], ["cmake", "--install", build, "--prefix", prefix]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    library = next(prefix.glob("lib*/**/libroomd_adapter.so")).parent
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(library / "pkgconfig"), "LD_LIBRARY_PATH": str(library)}
+
+    def flags(*words):
+        return subprocess.run(["pkg-config", *words], env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+    subprocess.run(["cc", examples / "open_stream.c", "-o", tmp_path / "stream", *flags("--cflags", "--libs", "roomd_adapter", "libuv")], check=True, cwd=tmp_path)
+    subprocess.run(["cc", examples / "send_message.c", "-o", tmp_path / "shared", *flags("--cflags", "--libs", "roomd_adapter")], check=True, cwd=tmp_path)
+    static = [word for word in flags("--static", "--libs", "roomd_adapter") if word != "-lroomd_adapter"]
+    subprocess.run(["cc", examples / "send_message.c", library / "libroomd_adapter.a", "-o", tmp_path / "static", *flags("--cflags", "roomd_adapter"), *static], check=True, cwd=tmp_path)
+    for program in ("shared", "static"):
+        done = subprocess.run([tmp_path / program, cluster.api.url, cluster.api.key, cluster.gateway_url], env=environment if program == "shared" else None,
+            capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0 and "Hello" in done.stdout, (done.stdout, done.stderr)
+
+
 @pytest.mark.deadline(300)
 def test_every_confirmed_message_is_in_the_log_once_and_in_order_though_the_broker_dies(new_cluster, broker):
     cluster = new_cluster()
