@@ -4,6 +4,7 @@
  * because a browser cannot read a refused upgrade.
  */
 #include "core.h"
+#include "room/base/text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -81,20 +82,11 @@ void open_serve(struct proxy *proxy, struct http_request *request, struct http_r
 
 static bool list_has(struct str list, struct str word)
 {
-    while (list.n) {
-        const char *comma = memchr(list.p, ',', list.n);
-        size_t n = comma ? (size_t)(comma - list.p) : list.n;
-        struct str item = {list.p, n};
+    struct str item;
 
-        while (item.n && (item.p[0] == ' ' || item.p[0] == '\t'))
-            item.p++, item.n--;
-        while (item.n && (item.p[item.n - 1] == ' ' || item.p[item.n - 1] == '\t'))
-            item.n--;
+    while (str_next_item(&list, &item))
         if (str_eq(item, word))
             return true;
-        list.p += n + (comma != NULL);
-        list.n -= n + (comma != NULL);
-    }
     return false;
 }
 
@@ -167,28 +159,17 @@ static bool handshake_read(struct asked *asked)
 static void ticket_find(struct asked *asked)
 {
     struct str bearer = http_header(asked->request, "authorization");
-    struct str list = http_header(asked->request, "sec-websocket-protocol");
+    struct str list = http_header(asked->request, "sec-websocket-protocol"), item;
 
     if (bearer.n > 7 && strncasecmp(bearer.p, "bearer ", 7) == 0) {
         asked->ticket_text = (struct str){bearer.p + 7, bearer.n - 7};
         return;
     }
-    while (list.n && asked->transport == TRANSPORT_WS) {
-        const char *comma = memchr(list.p, ',', list.n);
-        size_t n = comma ? (size_t)(comma - list.p) : list.n;
-        struct str item = {list.p, n};
-
-        while (item.n && (item.p[0] == ' ' || item.p[0] == '\t'))
-            item.p++, item.n--;
-        while (item.n && (item.p[item.n - 1] == ' ' || item.p[item.n - 1] == '\t'))
-            item.n--;
+    while (asked->transport == TRANSPORT_WS && str_next_item(&list, &item))
         if (item.n > 7 && memcmp(item.p, "ticket.", 7) == 0) {
             asked->ticket_text = (struct str){item.p + 7, item.n - 7};
             return;
         }
-        list.p += n + (comma != NULL);
-        list.n -= n + (comma != NULL);
-    }
     if (!http_query_param(asked->request, "ticket", 0, &asked->scratch, &asked->ticket_text))
         asked->ticket_text = (struct str){NULL, 0};
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 #include "room/base/clock.h"
+#include "room/base/text.h"
 
 /* -------------------------------------------------------------------------------------------------- ListAccounts */
 
@@ -38,13 +39,6 @@ static void write_hex(struct buf *out, struct str s)
 {
     for (size_t i = 0; i < s.n; i++)
         buf_printf(out, "%02x", (unsigned char)s.p[i]);
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 static bool read_hex(struct str hex, struct buf *out)

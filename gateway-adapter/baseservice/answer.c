@@ -1,5 +1,7 @@
 #include "answer.h"
 
+#include "room/base/text.h"
+
 #include <stdio.h>
 #include <strings.h>
 #include <time.h>
@@ -21,15 +23,6 @@ void request_read(struct request *request, const char *copy, const struct http_h
     request->headers = (struct str){line + 1, head->bytes - (size_t)(line + 1 - copy)};
 }
 
-static struct str trimmed(struct str s)
-{
-    while (s.n && strchr(" \t\r", s.p[s.n - 1]))
-        s.n--;
-    while (s.n && (*s.p == ' ' || *s.p == '\t'))
-        s.p++, s.n--;
-    return s;
-}
-
 struct str request_header(const struct request *request, const char *name)
 {
     struct str rest = request->headers;
@@ -39,25 +32,21 @@ struct str request_header(const struct request *request, const char *name)
     while ((end = rest.n ? memchr(rest.p, '\n', rest.n) : NULL)) {
         struct str line = {rest.p, (size_t)(end - rest.p)};
 
+        line.n -= line.n && line.p[line.n - 1] == '\r';
         if (line.n > length && line.p[length] == ':' && strncasecmp(line.p, name, length) == 0)
-            return trimmed((struct str){line.p + length + 1, line.n - length - 1});
-        rest = (struct str){end + 1, rest.n - line.n - 1};
+            return str_trimmed((struct str){line.p + length + 1, line.n - length - 1});
+        rest = (struct str){end + 1, rest.n - (size_t)(end + 1 - rest.p)};
     }
     return (struct str){NULL, 0};
 }
 
 bool request_lists(const struct request *request, const char *name, const char *word)
 {
-    struct str rest = request_header(request, name);
+    struct str rest = request_header(request, name), item;
 
-    while (rest.n) {
-        const char *comma = memchr(rest.p, ',', rest.n);
-        struct str item = trimmed((struct str){rest.p, comma ? (size_t)(comma - rest.p) : rest.n});
-
+    while (str_next_item(&rest, &item))
         if (item.n == strlen(word) && strncasecmp(item.p, word, item.n) == 0)
             return true;
-        rest = comma ? (struct str){comma + 1, rest.n - (size_t)(comma + 1 - rest.p)} : (struct str){NULL, 0};
-    }
     return false;
 }
 
@@ -75,11 +64,6 @@ struct str request_param(const struct request *request, const char *name)
         rest = end ? (struct str){end + 1, rest.n - pair.n - 1} : (struct str){NULL, 0};
     }
     return (struct str){NULL, 0};
-}
-
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
 }
 
 bool param_decode(struct str *value, struct buf *scratch)
@@ -140,7 +124,7 @@ static bool range_read(struct str text, uint64_t size, struct file_range *range)
 
     if (text.n < 6 || strncasecmp(text.p, "bytes=", 6) != 0)
         return false;
-    text = trimmed((struct str){text.p + 6, text.n - 6});
+    text = str_trimmed((struct str){text.p + 6, text.n - 6});
     has_first = number_read(&text, &first);
     if (!text.n || *text.p != '-')
         return false;

@@ -1,5 +1,7 @@
 #include "amqp_url.h"
 
+#include "text.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -26,17 +28,6 @@ static struct str split_at(struct str *s, char c, bool *found)
         *s = (struct str){s->p + s->n, 0};
     }
     return head;
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F')
-        return c - 'A' + 10;
-    return -1;
 }
 
 /* %-decodes; NULL when it is malformed, too long for AMQP, or holds control characters. */

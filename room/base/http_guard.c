@@ -1,6 +1,8 @@
 /* The head of a request, judged as raw bytes: see the header. */
 #include "http_guard.h"
 
+#include "text.h"
+
 #include <strings.h>
 
 /* What the fields that decide about framing say, each seen so many times. */
@@ -20,7 +22,6 @@ static bool line_next(struct str *rest, struct str *line, const char **why);
 static bool is_token_char(char c);
 static bool is_host_char(char c);
 static bool is_digits(struct str s);
-static struct str trimmed(struct str s);
 
 bool http_head_check(struct http_head *head, const char *p, size_t n, int *status, const char **why)
 {
@@ -124,7 +125,7 @@ static const char *field_check(struct fields *fields, struct str line)
     if (!colon || colon == line.p)
         return "a header has no name";
     name = (struct str){line.p, (size_t)(colon - line.p)};
-    value = trimmed((struct str){colon + 1, line.n - name.n - 1});
+    value = str_trimmed((struct str){colon + 1, line.n - name.n - 1});
     for (size_t i = 0; i < name.n; i++) {
         if (!is_token_char(name.p[i]))
             return "a header name holds a byte that is not allowed (a space before the colon counts)";
@@ -199,13 +200,4 @@ static bool is_digits(struct str s)
             return false;
     }
     return s.n > 0;
-}
-
-static struct str trimmed(struct str s)
-{
-    while (s.n && (s.p[0] == ' ' || s.p[0] == '\t'))
-        s.p++, s.n--;
-    while (s.n && (s.p[s.n - 1] == ' ' || s.p[s.n - 1] == '\t'))
-        s.n--;
-    return s;
 }

@@ -2,6 +2,7 @@
 #include "http_guard.h"
 #include "http_impl.h"
 #include "msgpack.h"
+#include "text.h"
 
 #include <strings.h>
 
@@ -16,15 +17,6 @@ static bool percent_decode(struct buf *out, struct str s);
 static struct str str_of_iovec(h2o_iovec_t v)
 {
     return (struct str){v.base, v.len};
-}
-
-static struct str trimmed(struct str s)
-{
-    while (s.n && (s.p[0] == ' ' || s.p[0] == '\t'))
-        s.p++, s.n--;
-    while (s.n && (s.p[s.n - 1] == ' ' || s.p[s.n - 1] == '\t'))
-        s.n--;
-    return s;
 }
 
 static bool is_nocase(struct str s, const char *text)
@@ -42,7 +34,7 @@ static bool next_part(struct str *rest, char separator, struct str *part)
         return false;
     for (n = 0; n < rest->n && (quoted || rest->p[n] != separator); n++)
         quoted ^= rest->p[n] == '"';
-    *part = trimmed((struct str){rest->p, n});
+    *part = str_trimmed((struct str){rest->p, n});
     *rest = n < rest->n ? (struct str){rest->p + n + 1, rest->n - n - 1} : (struct str){NULL, 0};
     return true;
 }
@@ -186,11 +178,11 @@ struct str http_header(const struct http_request *request, const char *name)
 
     /* These two libh2o keeps apart. (It gives `upgrade` only when Connection names it, as RFC 9110 7.8 wants.) */
     if (strcmp(name, "host") == 0)
-        return trimmed(str_of_iovec(req->input.authority));
+        return str_trimmed(str_of_iovec(req->input.authority));
     if (strcmp(name, "upgrade") == 0)
-        return trimmed(str_of_iovec(req->upgrade));
+        return str_trimmed(str_of_iovec(req->upgrade));
     at = h2o_find_header_by_str(&req->headers, name, strlen(name), -1);
-    return at < 0 ? (struct str){NULL, 0} : trimmed(str_of_iovec(req->headers.entries[at].value));
+    return at < 0 ? (struct str){NULL, 0} : str_trimmed(str_of_iovec(req->headers.entries[at].value));
 }
 
 bool http_query_param(
@@ -221,11 +213,6 @@ bool query_find(struct str query, const char *name, size_t index, struct buf *sc
         return true;
     }
     return false;
-}
-
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
 }
 
 static bool percent_decode(struct buf *out, struct str s)

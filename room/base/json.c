@@ -1,6 +1,7 @@
 #include "json.h"
 
 #include "map.h"
+#include "text.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -396,14 +397,6 @@ static bool read_string(struct reader *reader, bool *escaped)
             } while (reader->p < end && (unsigned char)*reader->p >= 0x80);
         }
     }
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c = (char)(c | 0x20);
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 /* The number in \uXXXX at `p`, -1 when that is not what stands there. */

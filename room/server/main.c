@@ -6,11 +6,11 @@
  *   health.c       healthz, readyz, metrics    drain.c     SIGTERM
  */
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "api.h"
+#include "complain.h"
 #include "drain.h"
 #include "migrate.h"
 #include "options.h"
@@ -27,8 +27,6 @@ static enum exit_code check_config(const struct config *config);
 static bool may_serve(const struct config *config, struct buf *why);
 static enum exit_code bring_up_to_date(const struct config *config, bool new_generation);
 static void print_text(struct buf *text);
-static void complain(const char *format, ...) PRINTF_LIKE(1, 2);
-static void complain_lines(struct buf *lines);
 
 int main(int count, char **words)
 {
@@ -246,33 +244,4 @@ static void print_text(struct buf *text)
 {
     fwrite(text->p, 1, text->n, stdout);
     buf_clear(text);
-}
-
-static void complain(const char *format, ...)
-{
-    va_list args;
-
-    fputs("roomd: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-}
-
-/* One sentence a line, each with our name in front. */
-static void complain_lines(struct buf *lines)
-{
-    struct str rest = buf_str(lines);
-
-    while (rest.n) {
-        const char *end = memchr(rest.p, '\n', rest.n);
-        size_t n = end ? (size_t)(end - rest.p) : rest.n;
-
-        if (n)
-            complain("%.*s", (int)n, rest.p);
-        rest = (struct str){rest.p + n, rest.n - n};
-        if (rest.n)
-            rest = (struct str){rest.p + 1, rest.n - 1};
-    }
-    buf_clear(lines);
 }

@@ -2,24 +2,10 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 
 #include "api.h"
+#include "complain.h"
 #include "room/base/log.h"
-
-static void cannot(const char *format, ...) PRINTF_LIKE(1, 2);
-
-static void cannot(const char *format, ...)
-{
-    va_list args;
-
-    fputs("roomd: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
-}
 
 void wire_stop_loop(struct service *service)
 {
@@ -41,7 +27,7 @@ struct pg *wire_pg(struct service *service)
 
     if (!pg_open(&pg, service->loop, &settings))
         return pg;
-    cannot("database_url is not a connection string that libpq understands; see the line above");
+    complain("database_url is not a connection string that libpq understands; see the line above");
     return NULL;
 }
 
@@ -138,7 +124,7 @@ struct history *wire_history(struct service *service)
 
     if (!history_start(&history, service->loop, service->config, service->pg, &events))
         return history;
-    cannot("the history module did not start; see the line above");
+    complain("the history module did not start; see the line above");
     return NULL;
 }
 
@@ -164,11 +150,11 @@ struct http_server *wire_http(struct service *service)
     if (!err)
         return http;
     if (err == ERR_UNAVAILABLE && errno == EADDRINUSE)
-        cannot("port %" PRId64 " of %s is in use; stop what listens there, or set listen_port (0 takes any free one)",
+        complain("port %" PRId64 " of %s is in use; stop what listens there, or set listen_port (0 takes any free one)",
             config->listen_port, config->listen_address);
     else
-        cannot("cannot listen on %s port %" PRId64
-               "; see the line above (listen_address, listen_port, tls_certificate_file, tls_key_file)",
+        complain("cannot listen on %s port %" PRId64
+                 "; see the line above (listen_address, listen_port, tls_certificate_file, tls_key_file)",
             config->listen_address, config->listen_port);
     return NULL;
 }
@@ -235,7 +221,7 @@ struct cluster *wire_cluster(struct service *service)
             settings.url);
     if (!cluster_join(&cluster, service->loop, service->pg, &settings, &events))
         return cluster;
-    cannot("the registry of instances cannot be joined; see the line above");
+    complain("the registry of instances cannot be joined; see the line above");
     return NULL;
 }
 
@@ -270,7 +256,7 @@ struct amqp_link *wire_link(struct service *service, const char *name)
 
     if (!amqp_link_open(&link, service->loop, &settings))
         return link;
-    cannot("broker_urls or broker_ca_file cannot be used; see the line above");
+    complain("broker_urls or broker_ca_file cannot be used; see the line above");
     return NULL;
 }
 
@@ -284,6 +270,6 @@ struct proxy *wire_proxy(struct service *service)
     if (!proxy_start(&proxy, service->loop, service->config, wire_url(service), service->history, service->cluster,
             service->pg, &calls))
         return proxy;
-    cannot("ticket_keys cannot be used; see the line above");
+    complain("ticket_keys cannot be used; see the line above");
     return NULL;
 }

@@ -12,6 +12,7 @@ import pathlib
 from roomd import new_id
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+GENERIC = "this is not allowed"  # the sentence of a refusal for which nobody knows a better one
 
 
 def golden(name, **ids):
@@ -97,3 +98,11 @@ def fresh(*words):
     """Accounts nobody used before in this session."""
     made = tuple(f"{word}-{new_id()}" for word in words)
     return made if len(made) > 1 else made[0]
+
+
+def room_of_four(api, people, **fields):
+    """olga owns it, adam is admin, alice and bob are members."""
+    olga, adam, alice, bob = people
+    room = api.create_room(alice, bob, owner=olga, **fields)["room_id"]
+    api.ok("room/AddAccount2Room", room_id=room, account_id=adam, role="admin")
+    return room

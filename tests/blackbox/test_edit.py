@@ -4,10 +4,9 @@ import threading
 
 import pytest
 
-from doors import CallDoor, fresh
+from doors import GENERIC, CallDoor, fresh, room_of_four
 from roomd import DEADLINE, message_id, new_id, wait_for
 
-GENERIC = "this is not allowed"  # what is said when nobody knows better
 EDITS = ("message.edited", "message.recalled", "message.deleted")
 
 
@@ -19,14 +18,7 @@ def people():
 @pytest.fixture
 def room(api, people):
     """olga owns it, adam is admin, alice and bob are members."""
-    return make_room(api, people)
-
-
-def make_room(api, people):
-    olga, adam, alice, bob = people
-    room = api.create_room(alice, bob, owner=olga)["room_id"]
-    api.ok("room/AddAccount2Room", room_id=room, account_id=adam, role="admin")
-    return room
+    return room_of_four(api, people)
 
 
 def say(api, room, sender, content, **fields):
@@ -176,7 +168,7 @@ def test_the_window_is_for_the_sender_only(new_cluster, people):
     """M-16: judged by the time of the call."""
     cluster = new_cluster(settings={"recall_window_ms": 1})
     api = cluster.api
-    room = make_room(api, people)
+    room = room_of_four(api, people)
     olga, adam, alice, _ = people
     seq = say(api, room, alice, "too late")
     say(api, room, alice, "a commit later")
@@ -384,7 +376,7 @@ def test_after_kill_9_of_the_owner_everything_is_as_it_was(new_cluster, people):
     cluster = new_cluster(instances=2)
     api = cluster.api
     olga, adam, alice, bob = people
-    room = make_room(api, people)
+    room = room_of_four(api, people)
     edited, recalled, deleted, hidden, open_one = (say(api, room, alice, f"text {number}", client_msg_id=f"c{number}") for number in range(5))
     door = CallDoor(cluster)
     door.edit(alice, room, "edited", seq=edited).answer

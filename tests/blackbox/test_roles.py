@@ -4,10 +4,9 @@ import time
 
 import pytest
 
-from doors import CallDoor, FrameDoor, fresh
+from doors import GENERIC, CallDoor, FrameDoor, fresh, room_of_four
 from roomd import wait_for
 
-GENERIC = "this is not allowed"  # what is said when nobody knows better
 HOUR = 3600000
 
 
@@ -19,14 +18,7 @@ def people():
 @pytest.fixture
 def room(api, people):
     """olga owns it, adam is admin, alice and bob are members."""
-    return make_room(api, people)
-
-
-def make_room(api, people, **fields):
-    olga, adam, alice, bob = people
-    room = api.create_room(alice, bob, owner=olga, **fields)["room_id"]
-    api.ok("room/AddAccount2Room", room_id=room, account_id=adam, role="admin")
-    return room
+    return room_of_four(api, people)
 
 
 def members(api, room):
@@ -77,7 +69,7 @@ def test_each_act_takes_its_role(api, room, people, act):
     for power in POWER:
         method, fields = make(bob)
         if power == "business":
-            room = make_room(api, people)  # the owner's act may have changed who is what
+            room = room_of_four(api, people)  # the owner's act may have changed who is what
         if actors[power]:
             fields["by"] = actors[power]
         if power == "stranger":
@@ -87,7 +79,7 @@ def test_each_act_takes_its_role(api, room, people, act):
         else:
             api.ok(method, room_id=room, **fields)
             if power == "admin":
-                room = make_room(api, people)
+                room = room_of_four(api, people)
 
 
 def test_only_those_of_a_lower_role_are_removed_or_muted_all_or_none(api, room, people):
@@ -105,7 +97,7 @@ def test_only_those_of_a_lower_role_are_removed_or_muted_all_or_none(api, room, 
 def test_the_table_is_a_setting(new_cluster, people):
     api = new_cluster(settings={"role_rules": "add=member,role=admin,mention_all=admin,rename=owner"}).api
     olga, adam, alice, bob = people
-    room = make_room(api, people)
+    room = room_of_four(api, people)
     new = fresh("new")
     assert api.ok("room/AddAccount2Room", room_id=room, account_id=new, by=alice)["added"] == [new]
     refused(api, "forbidden", "room/AddAccount2Room", room_id=room, account_id=fresh("new"), role="admin", by=alice)
@@ -311,7 +303,7 @@ def test_a_mention_of_all_takes_its_role(new_cluster, people, kind):
     cluster = new_cluster(settings={"role_rules": "mention_all=admin"})
     api, door = cluster.api, kind(cluster)
     olga, adam, alice, bob = people
-    room = make_room(api, people)
+    room = room_of_four(api, people)
     everybody = {"parts": [{"type": "mention", "mention_type": "all"}]}
     assert "admin" in door.send(alice, room, everybody, kind="rich_text").refused("forbidden")
     door.send(alice, room, "x", mentions=["@all"]).refused("forbidden")

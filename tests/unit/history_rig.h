@@ -610,4 +610,47 @@ static void start_with_rooms(struct rig *rig, size_t rooms)
     rig_take_all(rig);
 }
 
+/* --- room changes, as calls ask for them --- */
+
+/* In room 0. Its texts are its own; it must stay where it is until it is answered. */
+struct rig_op {
+    struct history_op op;
+    bool answered;
+    enum err err;
+    char room_id[ROOM_ID_MAX_BYTES + 1], args[200], result[300];
+};
+
+static void rig_on_op(struct history_op *history_op, enum err err)
+{
+    struct rig_op *op = container_of(history_op, struct rig_op, op);
+
+    assert_false(op->answered);
+    op->answered = true;
+    op->err = err;
+    snprintf(op->result, sizeof op->result, "%.*s", STR_ARG(history_op->result));
+}
+
+static bool rig_op_answered(void *arg)
+{
+    return ((struct rig_op *)arg)->answered;
+}
+
+/* by, request_id: NULL for none; both outlive the op. */
+static void rig_submit_op(
+    struct rig *rig, struct rig_op *op, enum op_kind kind, const char *by, const char *args, const char *request_id)
+{
+    *op = (struct rig_op){.op = {.kind = kind, .by = str_of(by), .request_id = str_of(request_id), .done = rig_on_op}};
+    rig_room_id(rig, 0, op->room_id);
+    assert_true(strlen(args) < sizeof op->args);
+    snprintf(op->args, sizeof op->args, "%s", args);
+    op->op.room_id = str_of(op->room_id);
+    op->op.args = str_of(op->args);
+    history_submit_op(rig->history, &op->op);
+}
+
+static void rig_await_op(struct rig *rig, struct rig_op *op)
+{
+    assert_true(loop_until(rig->loop, rig_op_answered, op, WAIT_MS));
+}
+
 #endif

@@ -472,4 +472,28 @@ static inline void leave(struct client *client, enum leaving how)
     free(client);
 }
 
+/* ---- for setup and teardown: a site in *state, open, in the clear or over TLS ---- */
+
+static inline int open_plain(void **state)
+{
+    *state = site_open(site_new(false));
+    return 0;
+}
+
+static inline int open_tls(void **state)
+{
+    *state = site_open(site_new(true));
+    return 0;
+}
+
+static inline int close_site(void **state)
+{
+    site_close(*state);
+    return 0;
+}
+
+/* ---- what is sent ---- */
+
+#define POST(path, headers, body) "POST " path " HTTP/1.1\r\nHost: h\r\n" headers "\r\n" body
+
 #endif

@@ -142,7 +142,7 @@ static void turn(struct story *story)
         fake_confirm(fake, (uint64_t)(fake->published - story->before), true, true);
     if (story->client)
         GUEST(roomd_client_turn(story->client));
-    usleep(500);
+    usleep(500); /* between two looks; turn_until has the deadline */
 }
 
 #define turn_until(story, condition)                                 \

@@ -575,51 +575,20 @@ static void a_push_waits_for_what_it_was_asked_to_wait_for(void **state)
     stop_in_order(rig);
 }
 
-struct op_call {
-    struct history_op op;
-    bool answered;
-    enum err err;
-    char result[200];
-};
-
-static void on_op(struct history_op *op, enum err err)
+static struct rig_op op(struct rig *rig, enum op_kind kind, const char *args, const char *request_id)
 {
-    struct op_call *call = container_of(op, struct op_call, op);
+    struct rig_op op;
 
-    assert_false(call->answered);
-    call->answered = true;
-    call->err = err;
-    snprintf(call->result, sizeof call->result, "%.*s", STR_ARG(op->result));
-}
-
-static bool op_answered(void *arg)
-{
-    return ((struct op_call *)arg)->answered;
-}
-
-static struct op_call op(struct rig *rig, enum op_kind kind, const char *args, const char *request_id)
-{
-    char room_id[ROOM_ID_MAX_BYTES + 1];
-    struct op_call call = {0};
-
-    rig_room_id(rig, 0, room_id);
-    call.op = (struct history_op){
-        .room_id = str_of(room_id),
-        .kind = kind,
-        .args = str_of(args),
-        .request_id = str_of(request_id),
-        .done = on_op,
-    };
-    history_submit_op(rig->history, &call.op);
-    assert_true(loop_until(rig->loop, op_answered, &call, WAIT_MS));
-    return call;
+    rig_submit_op(rig, &op, kind, NULL, args, request_id);
+    rig_await_op(rig, &op);
+    return op;
 }
 
 static void an_op_is_answered_when_it_is_durable_and_its_repeat_alike(void **state)
 {
     static const char eve[] = "\"account_ids\":[\"eve\",\"bob\"],\"role\":\"member\"";
     RIG_OR_SKIP(rig);
-    struct op_call call;
+    struct rig_op call;
 
     start_with_rooms(rig, 1);
     call = op(rig, OP_MEMBER_ADD, eve, "r1");
@@ -663,7 +632,7 @@ static void a_call_at_another_instance_finds_its_answer_in_the_log(void **state)
     RIG_OR_SKIP(rig);
     struct rig *other = xcalloc(1, sizeof *other);
     struct push_call said;
-    struct op_call asked;
+    struct rig_op asked;
 
     start_with_rooms(rig, 1);
     *other = *rig;

@@ -6,20 +6,6 @@
 #include "room/base/http_guard.h"
 #include "room/base/msgpack.h"
 
-static int open_plain(void **state)
-{
-    *state = site_open(site_new(false));
-    return 0;
-}
-
-static int close_site(void **state)
-{
-    site_close(*state);
-    return 0;
-}
-
-#define POST(path, headers, body) "POST " path " HTTP/1.1\r\nHost: h\r\n" headers "\r\n" body
-
 static void assert_body(struct str body, const char *text)
 {
     if (!str_is(body, text))

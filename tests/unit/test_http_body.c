@@ -82,21 +82,15 @@ static struct site *open_raw(bool tls)
     return site;
 }
 
-static int open_plain(void **state)
+static int open_raw_plain(void **state)
 {
     *state = open_raw(false);
     return 0;
 }
 
-static int open_tls(void **state)
+static int open_raw_tls(void **state)
 {
     *state = open_raw(true);
-    return 0;
-}
-
-static int close_site(void **state)
-{
-    site_close(*state);
     return 0;
 }
 
@@ -333,7 +327,7 @@ static void other_ways_to_send_a_body_are_collected_or_refused_as_elsewhere(void
     assert_int_equal(upload.pieces, 0);
 }
 
-#define PLAIN(name) cmocka_unit_test_setup_teardown(name, open_plain, close_site)
+#define PLAIN(name) cmocka_unit_test_setup_teardown(name, open_raw_plain, close_site)
 
 int main(void)
 {
@@ -344,7 +338,7 @@ int main(void)
         PLAIN(nothing_is_read_that_was_not_asked_for),
         PLAIN(a_client_that_waits_for_leave_to_send_gets_it),
         PLAIN(an_empty_body_is_none),
-        cmocka_unit_test_setup_teardown(over_tls_it_is_the_same, open_tls, close_site),
+        cmocka_unit_test_setup_teardown(over_tls_it_is_the_same, open_raw_tls, close_site),
         PLAIN(a_refusal_in_the_middle_ends_the_connection_and_the_rest_is_no_request),
         PLAIN(a_client_that_leaves_is_told_once_and_answering_goes_nowhere),
         PLAIN(other_ways_to_send_a_body_are_collected_or_refused_as_elsewhere),

@@ -4,19 +4,6 @@
 
 #include <sys/resource.h>
 
-static int open_plain(void **state)
-{
-    *state = site_open(site_new(false));
-    return 0;
-}
-
-static int close_site(void **state)
-{
-    site_close(*state);
-    return 0;
-}
-
-#define POST(path, headers, body) "POST " path " HTTP/1.1\r\nHost: h\r\n" headers "\r\n" body
 #define JSON "Content-Type: application/json\r\n"
 #define NEXT "GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
 

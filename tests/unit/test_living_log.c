@@ -514,51 +514,19 @@ static void a_read_on_its_way_takes_nobody_in(void **state)
 
 /* ---------------------------------------------------------------------------------------------- through the owner */
 
-struct op_call {
-    struct history_op op;
-    bool answered;
-    enum err err;
-    char room_id[ROOM_ID_MAX_BYTES + 1], args[200], result[300];
-};
-
-static void on_op(struct history_op *op, enum err err)
-{
-    struct op_call *call = container_of(op, struct op_call, op);
-
-    assert_false(call->answered);
-    call->answered = true;
-    call->err = err;
-    snprintf(call->result, sizeof call->result, "%.*s", STR_ARG(op->result));
-}
-
-static bool op_answered(void *arg)
-{
-    return ((struct op_call *)arg)->answered;
-}
-
-static void submit(struct rig *rig, struct op_call *call, enum op_kind kind, const char *by, const char *args)
-{
-    *call = (struct op_call){.op = {.kind = kind, .by = str_of(by), .done = on_op}};
-    rig_room_id(rig, 0, call->room_id);
-    snprintf(call->args, sizeof call->args, "%s", args);
-    call->op.room_id = str_of(call->room_id);
-    call->op.args = str_of(call->args);
-    history_submit_op(rig->history, &call->op);
-}
-
 static void assert_op(struct rig *rig, enum op_kind kind, const char *by, const char *args, enum err err)
 {
-    static struct op_call call; /* still asked for when a claim fails */
+    static struct rig_op call; /* still asked for when a claim fails */
 
-    submit(rig, &call, kind, by, args);
-    assert_true(loop_until(rig->loop, op_answered, &call, WAIT_MS));
+    rig_submit_op(rig, &call, kind, by, args, NULL);
+    rig_await_op(rig, &call);
     if (call.err != err)
         fail_msg("%s %s: %s %s", by, args, err_code(call.err), call.result);
 }
 
 static void edits_in_quick_succession_end_with_the_last_one(void **state)
 {
-    static struct op_call calls[40];
+    static struct rig_op calls[40];
     RIG_OR_SKIP(rig);
 
     start_with_rooms(rig, 1);
@@ -569,10 +537,10 @@ static void edits_in_quick_succession_end_with_the_last_one(void **state)
         char args[100];
 
         snprintf(args, sizeof args, "\"target_seq\":%zu,\"content\":\"edit %zu\"", i % 8 ? 2 : i / 8 % 4 + 1, i);
-        submit(rig, &calls[i], OP_MESSAGE_EDIT, "ada", args);
+        rig_submit_op(rig, &calls[i], OP_MESSAGE_EDIT, "ada", args, NULL);
     }
     for (size_t i = 0; i < countof(calls); i++) {
-        assert_true(loop_until(rig->loop, op_answered, &calls[i], WAIT_MS));
+        rig_await_op(rig, &calls[i]);
         assert_int_equal(calls[i].err, ERR_OK);
     }
 

@@ -2,24 +2,6 @@
 #define _GNU_SOURCE
 #include "http_site.h"
 
-static int open_plain(void **state)
-{
-    *state = site_open(site_new(false));
-    return 0;
-}
-
-static int open_tls(void **state)
-{
-    *state = site_open(site_new(true));
-    return 0;
-}
-
-static int close_site(void **state)
-{
-    site_close(*state);
-    return 0;
-}
-
 static const char stream[] = "GET /stream HTTP/1.1\r\nHost: h\r\n\r\n";
 static const char upgrade[] = "GET /upgrade HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 
