@@ -6,6 +6,7 @@
  *   inbox.c    deliveries into the sequencer, acks out of it, back-pressure
  *   facts.c    what sequencers need to know from the database, all shards in one round
  *   writer.c   rows of all shards into few commits
+ *   append.c   rows as the parameters of one commit
  *   outbox.c   dead letters to the broker
  *   topology.c exchanges, queues, bindings
  *   feed.h     feed*.c, beat.c, entered.c, survey.c: what instances tell each other

@@ -17,6 +17,7 @@
  *   unknown     the connection broke: heads are read, as above
  *   away        everything else is the database's trouble, not the rows': kept, sent again
  */
+#include "append.h"
 #include "internal.h"
 
 #include <assert.h>
@@ -37,20 +38,6 @@ static const char *const failure_name[] = {"none", "fenced", "moved", "duplicate
 struct part {
     struct shard *shard; /* NULL: the shard is gone, and its rows with it */
     uint32_t first, count;
-};
-
-/* What a batch does to the head of a room. */
-struct head {
-    const struct seq_row *first, *last;
-    bool changes; /* a row of it changes members or the room: append() does that set-wise, so there may be one only */
-    uint32_t targets; /* the messages that its rows change: the last one's place in writer->targets, from 1; 0 = none */
-};
-
-/* A message that a batch changes: each one once, since append() writes kind by kind, all changes and
- * then all mentions. */
-struct target {
-    uint64_t seq;
-    uint32_t next; /* as in struct head */
 };
 
 struct batch {
@@ -76,128 +63,6 @@ struct look {
     int64_t hash;
 };
 
-/* Room number to index in heads; cleared by a new stamp. */
-struct slot {
-    uint32_t stamp, index;
-};
-
-/* The parameters of append() behind the instance id, in its order. */
-enum column {
-    P_SHARD,
-    P_EPOCH,
-    H_ROOM,
-    H_OLD,
-    H_NEW,
-    H_EPOCH,
-    H_AT,
-    H_COUNTED,
-    E_ROOM,
-    E_SEQ,
-    E_EPOCH,
-    E_AT,
-    E_COUNTED,
-    E_HASH,
-    E_ID,
-    E_TYPE,
-    E_SENDER,
-    E_CMID,
-    E_KIND,
-    E_CONTENT,
-    E_META,
-    E_TARGET,
-    M_ROOM,
-    M_ACCOUNT,
-    M_ACTION,
-    M_ROLE,
-    M_AT,
-    M_SEQ,
-    M_COUNTED,
-    M_MUTED,
-    R_ROOM,
-    R_MEMBERS,
-    R_NAME,
-    R_NOTICE,
-    R_OWNER,
-    R_LIMIT,
-    R_EXTRA,
-    R_REMOVED,
-    R_MUTED,
-    T_ROOM,
-    T_SEQ,
-    T_STATE,
-    T_CONTENT,
-    T_META,
-    N_ROOM,
-    N_SEQ,
-    N_ACCOUNT,
-    N_BY,
-    O_SHARD,
-    O_ROOM,
-    O_ID,
-    O_REASON,
-    O_TYPE,
-    O_BODY,
-    O_AT,
-    COLUMNS
-};
-static const enum pg_type column_type[COLUMNS] = {
-    [P_SHARD] = PG_TEXT,
-    [P_EPOCH] = PG_INT8,
-    [H_ROOM] = PG_INT8,
-    [H_OLD] = PG_INT8,
-    [H_NEW] = PG_INT8,
-    [H_EPOCH] = PG_INT8,
-    [H_AT] = PG_INT8,
-    [H_COUNTED] = PG_INT8,
-    [E_ROOM] = PG_INT8,
-    [E_SEQ] = PG_INT8,
-    [E_EPOCH] = PG_INT8,
-    [E_AT] = PG_INT8,
-    [E_COUNTED] = PG_INT8,
-    [E_HASH] = PG_INT8,
-    [E_ID] = PG_UUID,
-    [E_TYPE] = PG_INT2,
-    [E_SENDER] = PG_TEXT,
-    [E_CMID] = PG_TEXT,
-    [E_KIND] = PG_TEXT,
-    [E_CONTENT] = PG_TEXT,
-    [E_META] = PG_TEXT,
-    [E_TARGET] = PG_INT8,
-    [M_ROOM] = PG_INT8,
-    [M_ACCOUNT] = PG_TEXT,
-    [M_ACTION] = PG_INT2,
-    [M_ROLE] = PG_INT2,
-    [M_AT] = PG_INT8,
-    [M_SEQ] = PG_INT8,
-    [M_COUNTED] = PG_INT8,
-    [M_MUTED] = PG_INT8,
-    [R_ROOM] = PG_INT8,
-    [R_MEMBERS] = PG_INT4,
-    [R_NAME] = PG_TEXT,
-    [R_NOTICE] = PG_TEXT,
-    [R_OWNER] = PG_TEXT,
-    [R_LIMIT] = PG_INT4,
-    [R_EXTRA] = PG_TEXT,
-    [R_REMOVED] = PG_BOOL,
-    [R_MUTED] = PG_INT8,
-    [T_ROOM] = PG_INT8,
-    [T_SEQ] = PG_INT8,
-    [T_STATE] = PG_INT2,
-    [T_CONTENT] = PG_TEXT,
-    [T_META] = PG_TEXT,
-    [N_ROOM] = PG_INT8,
-    [N_SEQ] = PG_INT8,
-    [N_ACCOUNT] = PG_TEXT,
-    [N_BY] = PG_INT8,
-    [O_SHARD] = PG_TEXT,
-    [O_ROOM] = PG_TEXT,
-    [O_ID] = PG_UUID,
-    [O_REASON] = PG_TEXT,
-    [O_TYPE] = PG_TEXT,
-    [O_BODY] = PG_BYTEA,
-    [O_AT] = PG_INT8,
-};
-
 static const double latency_bounds_ms[] = {0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 5000};
 static const double row_bounds[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000};
 struct histogram {
@@ -214,16 +79,8 @@ struct writer {
     size_t in_flight_count, limit; /* rows in a batch; below batch_max_rows while a refused row is looked for */
     size_t batch_max_rows;
 
-    struct head *heads; /* of the batch that is being filled */
-    size_t head_count;
-    struct target *targets; /* of the same; as many as rows at most */
-    uint32_t target_count;
-    struct slot *slots; /* a power of two, at least twice as many as heads */
-    size_t slot_count;
-    uint32_t stamp;
-    struct pg_array columns[COLUMNS];
+    struct append *append; /* the batch that is being filled */
     struct pg_params params;
-    struct buf scratch;
 
     bool mending, useless;
     struct pg_query mend; /* heads, then ids */
@@ -250,13 +107,6 @@ static void on_ids(struct pg_query *query, enum err err, const PGresult *result)
 static void mend_finish(struct writer *writer);
 static void retry_later(struct writer *writer);
 
-static const struct pg_statement append = {
-    .name = "append",
-    .sql = "SELECT append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,"
-           "$23,$24,$25,$26,$27,$28,$29,$30,$31,$32,$33,$34,$35,$36,$37,$38,$39,$40,$41,$42,$43,$44,"
-           "$45,$46,$47,$48,$49,$50,$51,$52,$53,$54,$55,$56)",
-    .params = 56,
-};
 static const struct pg_statement read_heads = {
     .name = "read_heads",
     .sql = "SELECT x.row, h.last_seq, h.last_epoch, 0::bigint FROM unnest($1::int4[], $2::int8[]) x(row, room_no) JOIN "
@@ -304,11 +154,7 @@ struct writer *writer_open(struct history *history)
     list_init(&writer->in_flight);
     list_init(&writer->failed);
     list_init(&writer->idle);
-    writer->heads = xcalloc(writer->batch_max_rows, sizeof *writer->heads);
-    writer->targets = xcalloc(writer->batch_max_rows, sizeof *writer->targets);
-    for (writer->slot_count = 16; writer->slot_count < 2 * writer->batch_max_rows;)
-        writer->slot_count *= 2;
-    writer->slots = xcalloc(writer->slot_count, sizeof *writer->slots);
+    writer->append = append_new(writer->batch_max_rows);
     for (int64_t i = 0; i < history->config->batches_in_flight; i++) {
         struct batch *batch = xcalloc(1, sizeof *batch);
 
@@ -366,23 +212,6 @@ void writer_turn(struct writer *writer)
 
 /* --------------------------------------------------------------------------------------------------------- filling */
 
-static struct head *head_of(struct writer *writer, const struct seq_row *row)
-{
-    size_t at = (size_t)((uint64_t)row->room_no * 0x9e3779b97f4a7c15u >> 20) & (writer->slot_count - 1);
-    struct slot *slot;
-
-    for (;; at = (at + 1) & (writer->slot_count - 1)) {
-        slot = &writer->slots[at];
-        if (slot->stamp != writer->stamp) {
-            *slot = (struct slot){writer->stamp, (uint32_t)writer->head_count};
-            writer->heads[writer->head_count] = (struct head){.first = row};
-            return &writer->heads[writer->head_count++];
-        }
-        if (writer->heads[slot->index].first->room_no == row->room_no)
-            return &writer->heads[slot->index];
-    }
-}
-
 static void add_part(struct batch *batch, struct shard *shard)
 {
     if (batch->part_count == batch->part_capacity) {
@@ -391,41 +220,6 @@ static void add_part(struct batch *batch, struct shard *shard)
     }
     batch->parts[batch->part_count++] = (struct part){.shard = shard, .first = (uint32_t)batch->row_count};
     shard->in_flight++;
-}
-
-/* The message that this row changes; 0: none. The entry decides: an edit that was found to be a repeat, or that the
- * database refused, is a void and changes nothing. */
-static uint64_t target_of(const struct seq_row *row)
-{
-    enum entry_type type = row->entry->type;
-
-    return type == ENTRY_EDITED || type == ENTRY_RECALLED || type == ENTRY_DELETED ? row->target.seq : 0;
-}
-
-static bool is_changed(const struct writer *writer, const struct head *head, uint64_t seq)
-{
-    for (uint32_t at = head->targets; at; at = writer->targets[at - 1].next)
-        if (writer->targets[at - 1].seq == seq)
-            return true;
-    return false;
-}
-
-/* false: what this row changes is changed by an earlier row of the batch already. */
-static bool add_to_head(struct writer *writer, const struct seq_row *row)
-{
-    struct head *head = head_of(writer, row);
-    bool changes = row->member_count || row->change.present;
-    uint64_t target = target_of(row);
-
-    if ((changes && head->changes) || (target && is_changed(writer, head, target)))
-        return false;
-    head->changes |= changes;
-    head->last = row;
-    if (target) {
-        writer->targets[writer->target_count] = (struct target){target, head->targets};
-        head->targets = ++writer->target_count;
-    }
-    return true;
 }
 
 /* Takes rows of one shard, in order, as long as they fit. true: it has more. */
@@ -437,7 +231,7 @@ static bool take_rows(struct writer *writer, struct batch *batch, struct shard *
     for (; row; row = sequencer_next_row(shard->sequencer, row)) {
         if (batch->row_count == writer->limit || (batch->row_count && batch->bytes + row->bytes > BATCH_MAX_BYTES))
             return true;
-        if (row->entry && !add_to_head(writer, row))
+        if (row->entry && !append_admit(writer->append, row))
             return true;
         if (!begun)
             add_part(batch, shard);
@@ -457,11 +251,7 @@ static void fill_batch(struct writer *writer, struct batch *batch)
 
     batch->row_count = batch->part_count = batch->bytes = batch->dead_count = 0;
     batch->failure = FAILED_NOT;
-    writer->head_count = writer->target_count = 0;
-    if (++writer->stamp == 0) {
-        memset(writer->slots, 0, writer->slot_count * sizeof *writer->slots);
-        writer->stamp = 1;
-    }
+    append_begin(writer->append);
     list_init(&more);
     while (
         batch->row_count < writer->limit && batch->bytes < BATCH_MAX_BYTES && (at = list_pop_front(&writer->ready))) {
@@ -473,197 +263,24 @@ static void fill_batch(struct writer *writer, struct batch *batch)
     list_splice_back(&writer->ready, &more); /* last in the next batch: shards take turns */
 }
 
-static void encode_heads(struct writer *writer)
-{
-    for (size_t i = 0; i < writer->head_count; i++) {
-        const struct head *head = &writer->heads[i];
-
-        pg_array_i64(&writer->columns[H_ROOM], head->first->room_no);
-        pg_array_i64(&writer->columns[H_OLD], (int64_t)seq_row_old_seq(head->first));
-        pg_array_i64(&writer->columns[H_NEW], (int64_t)head->last->entry->seq);
-        pg_array_i64(&writer->columns[H_EPOCH], (int64_t)head->last->entry->epoch);
-        pg_array_i64(&writer->columns[H_AT], (int64_t)head->last->entry->at);
-        pg_array_i64(&writer->columns[H_COUNTED], (int64_t)head->last->counted);
-    }
-}
-
-static void add_id(struct pg_array *array, struct id128 id)
-{
-    if (id128_is_zero(id))
-        pg_array_null(array);
-    else
-        pg_array_uuid(array, id);
-}
-
-static void add_text_or_null(struct pg_array *array, struct str text)
-{
-    if (text.p)
-        pg_array_bytes(array, text);
-    else
-        pg_array_null(array);
-}
-
-static void encode_entry(struct writer *writer, const struct seq_row *row)
-{
-    const struct entry *entry = row->entry;
-    const struct envelope *envelope = row->envelope;
-    bool message = entry->type == ENTRY_MESSAGE;
-
-    pg_array_i64(&writer->columns[E_ROOM], row->room_no);
-    pg_array_i64(&writer->columns[E_SEQ], (int64_t)entry->seq);
-    pg_array_i64(&writer->columns[E_EPOCH], (int64_t)entry->epoch);
-    pg_array_i64(&writer->columns[E_AT], (int64_t)entry->at);
-    pg_array_i64(&writer->columns[E_COUNTED], (int64_t)row->counted);
-    pg_array_i64(&writer->columns[E_HASH], envelope->hash);
-    add_id(&writer->columns[E_ID], row->message_id);
-    pg_array_i16(&writer->columns[E_TYPE], (int16_t)entry->type);
-    pg_array_bytes(&writer->columns[E_SENDER], message ? envelope->sender : envelope->op ? envelope->by : STR(""));
-    pg_array_bytes(&writer->columns[E_CMID], message ? envelope->client_msg_id : STR(""));
-    pg_array_bytes(&writer->columns[E_KIND], message ? envelope->kind : STR(""));
-    pg_array_bytes(&writer->columns[E_CONTENT], row->content);
-    if (row->meta.n)
-        pg_array_bytes(&writer->columns[E_META], row->meta);
-    else
-        pg_array_null(&writer->columns[E_META]);
-}
-
-/* Nearly no batch has any: rows behind the last one are null by themselves, and the array of most batches is empty. */
-static void encode_entry_target(struct writer *writer, uint64_t target)
-{
-    while (writer->columns[E_TARGET].count + 1 < writer->columns[E_ROOM].count)
-        pg_array_null(&writer->columns[E_TARGET]);
-    pg_array_i64(&writer->columns[E_TARGET], (int64_t)target);
-}
-
-/* What the message at seq mentions: as it was said, or (by another seq) as that edit has it. */
-static void encode_mentions(struct writer *writer, const struct seq_row *row, uint64_t seq, struct str mentions)
-{
-    struct json_walk walk = json_walk((struct json){.p = mentions.p, .n = mentions.n, .type = JSON_ARRAY});
-    struct json item;
-    struct str account;
-
-    while (json_next_item(&walk, &item)) {
-        buf_reset(&writer->scratch);
-        if (item.type != JSON_STRING || !json_string(item, &writer->scratch, &account))
-            continue;
-        pg_array_i64(&writer->columns[N_ROOM], row->room_no);
-        pg_array_i64(&writer->columns[N_SEQ], (int64_t)seq);
-        pg_array_bytes(&writer->columns[N_ACCOUNT], account);
-        pg_array_i64(&writer->columns[N_BY], (int64_t)row->entry->seq);
-    }
-}
-
-static void encode_target(struct writer *writer, const struct seq_row *row)
-{
-    const struct seq_target_change *target = &row->target;
-    bool gone = target->state >= 2;
-
-    encode_entry_target(writer, target->seq);
-    pg_array_i64(&writer->columns[T_ROOM], row->room_no);
-    pg_array_i64(&writer->columns[T_SEQ], (int64_t)target->seq);
-    pg_array_i16(&writer->columns[T_STATE], target->state);
-    pg_array_bytes(&writer->columns[T_CONTENT], gone ? STR("") : target->content);
-    add_text_or_null(&writer->columns[T_META], gone ? (struct str){NULL, 0} : target->meta);
-    if (!gone && target->meta.p && target->mentions.n)
-        encode_mentions(writer, row, target->seq, target->mentions);
-}
-
-static void encode_changes(struct writer *writer, const struct seq_row *row)
-{
-    const struct seq_room_change *change = &row->change;
-
-    for (size_t i = 0; i < row->member_count; i++) {
-        pg_array_i64(&writer->columns[M_ROOM], row->room_no);
-        pg_array_bytes(&writer->columns[M_ACCOUNT], row->members[i].account);
-        pg_array_i16(&writer->columns[M_ACTION], (int16_t)row->members[i].action);
-        pg_array_i16(&writer->columns[M_ROLE], (int16_t)row->members[i].role);
-        pg_array_i64(&writer->columns[M_AT], (int64_t)row->entry->at);
-        pg_array_i64(&writer->columns[M_SEQ], (int64_t)row->entry->seq);
-        pg_array_i64(&writer->columns[M_COUNTED], (int64_t)row->counted);
-        pg_array_i64(&writer->columns[M_MUTED], (int64_t)row->members[i].muted_until);
-    }
-    if (!change->present)
-        return;
-    pg_array_i64(&writer->columns[R_ROOM], row->room_no);
-    pg_array_i32(&writer->columns[R_MEMBERS], change->members);
-    add_text_or_null(&writer->columns[R_NAME], change->name);
-    add_text_or_null(&writer->columns[R_NOTICE], change->notice);
-    add_text_or_null(&writer->columns[R_OWNER], change->owner);
-    if (change->member_limit >= 0)
-        pg_array_i32(&writer->columns[R_LIMIT], change->member_limit);
-    else
-        pg_array_null(&writer->columns[R_LIMIT]);
-    add_text_or_null(&writer->columns[R_EXTRA], change->extra);
-    if (change->removed)
-        pg_array_bool(&writer->columns[R_REMOVED], true);
-    else
-        pg_array_null(&writer->columns[R_REMOVED]);
-    if (change->muted_until >= 0)
-        pg_array_i64(&writer->columns[R_MUTED], change->muted_until);
-    else
-        pg_array_null(&writer->columns[R_MUTED]);
-}
-
-/* What a stranger wrote may be no text the database can hold. A dead letter must never be refused: it would stop all
- * behind it. */
-static struct str harmless(struct str text, size_t most)
-{
-    if (text.n > most || (text.n && memchr(text.p, 0, text.n)) || !utf8_valid(text))
-        return STR("");
-    return text;
-}
-
-static void encode_dead_letter(
-    struct writer *writer, const struct shard *shard, const struct seq_row *row, uint64_t now_ms)
-{
-    const struct envelope *envelope = row->envelope;
-
-    pg_array_bytes(&writer->columns[O_SHARD], str_of(shard->name));
-    pg_array_bytes(&writer->columns[O_ROOM], harmless(envelope->room_id, 255));
-    add_id(&writer->columns[O_ID], row->dead_id);
-    pg_array_bytes(&writer->columns[O_REASON], str_of(err_code(row->dead)));
-    pg_array_bytes(&writer->columns[O_TYPE], harmless(envelope->content_type, 255));
-    pg_array_bytes(&writer->columns[O_BODY], bytes_str(envelope->body));
-    pg_array_i64(&writer->columns[O_AT], (int64_t)now_ms);
-}
-
 static void send_batch(struct writer *writer, struct batch *batch)
 {
     uint64_t now_ms = history_now_ms(writer->history);
 
-    for (size_t i = 0; i < COLUMNS; i++)
-        pg_array_reset(&writer->columns[i], column_type[i]);
-    encode_heads(writer);
     for (size_t p = 0; p < batch->part_count; p++) {
         const struct part *part = &batch->parts[p];
 
-        pg_array_bytes(&writer->columns[P_SHARD], str_of(part->shard->name));
-        pg_array_i64(&writer->columns[P_EPOCH], (int64_t)part->shard->epoch);
-        for (uint32_t i = part->first; i < part->first + part->count; i++) {
-            const struct seq_row *row = batch->rows[i];
-
-            if (row->entry) {
-                encode_entry(writer, row);
-                encode_changes(writer, row);
-                if (target_of(row))
-                    encode_target(writer, row);
-                else if (row->entry->type == ENTRY_MESSAGE && row->envelope->mentions.n)
-                    encode_mentions(writer, row, row->entry->seq, row->envelope->mentions);
-            }
-            if (row->dead)
-                encode_dead_letter(writer, part->shard, row, now_ms);
-        }
+        append_shard(writer->append, str_of(part->shard->name), part->shard->epoch);
+        for (uint32_t i = part->first; i < part->first + part->count; i++)
+            append_row(writer->append, str_of(part->shard->name), batch->rows[i], now_ms);
     }
-    pg_params_reset(&writer->params);
-    pg_param_text(&writer->params, str_of(cluster_self(writer->history->cluster)));
-    for (size_t i = 0; i < COLUMNS; i++)
-        pg_param_array(&writer->params, &writer->columns[i]);
     list_remove(&batch->link);
     list_push_back(&writer->in_flight, &batch->link);
     writer->in_flight_count++;
     batch->sent_us = clock_mono_us();
-    batch->query = (struct pg_query){.statement = &append, .lane = PG_WRITE, .done = on_commit};
-    pg_submit(writer->history->pg, &batch->query, &writer->params);
+    batch->query = (struct pg_query){.statement = &append_statement, .lane = PG_WRITE, .done = on_commit};
+    pg_submit(writer->history->pg, &batch->query,
+        append_params(writer->append, str_of(cluster_self(writer->history->cluster))));
 }
 
 /* ------------------------------------------------------------------------------------------------------- answering */
@@ -878,7 +495,7 @@ static void look_up(struct writer *writer, const struct pg_statement *statement,
 
         pg_array_i32(&numbers, (int32_t)i);
         pg_array_i64(&rooms, row->room_no);
-        add_id(&ids, row->message_id);
+        pg_array_uuid_or_null(&ids, row->message_id);
     }
     pg_params_reset(&writer->params);
     pg_param_array(&writer->params, &numbers);
@@ -923,17 +540,12 @@ static void give_up_on_strange_heads(struct writer *writer)
 
     if (oldest->failure != FAILED_MOVED)
         return;
-    writer->head_count = 0;
-    writer->stamp++;
+    append_begin(writer->append);
     for (size_t i = 0; i < writer->look_count && writer->looks[i].batch == oldest; i++) {
         const struct look *look = &writer->looks[i];
         const struct seq_row *row = look_row(look);
-        struct head *head;
 
-        if (!row)
-            continue;
-        head = head_of(writer, row);
-        if (head->first == row && (!look->found || look->seq != seq_row_old_seq(row)))
+        if (row && append_is_first_of_room(writer->append, row) && (!look->found || look->seq != seq_row_old_seq(row)))
             shard_give_up(look_shard(look), "the head in the database is not where it was");
     }
 }
@@ -1083,14 +695,9 @@ void writer_close(struct writer *writer)
     free_batches(&writer->idle);
     free_batches(&writer->in_flight);
     free_batches(&writer->failed);
-    for (size_t i = 0; i < COLUMNS; i++)
-        pg_array_clear(&writer->columns[i]);
+    append_free(writer->append);
     pg_params_clear(&writer->params);
     free(writer->looks);
-    free(writer->heads);
-    free(writer->targets);
-    buf_clear(&writer->scratch);
-    free(writer->slots);
     uv_close((uv_handle_t *)writer->timer, free_timer);
     free(writer);
 }

@@ -142,6 +142,9 @@ void view_new_epoch(struct view *view, uint64_t epoch);
 void view_suspect(struct view *view); /* the shard was lost: look for a higher epoch from time to time */
 void view_advance(struct view *view); /* serves live subs with all they may see now */
 void view_dirty(struct view *view);
+/* mark.c: at most one mark a room in durable_mark_ms; the first after a pause at once. riding: entries leave in this turn
+ * anyway. */
+void view_want_mark(struct view *view, bool riding);
 void view_flush_ephemeral(struct view *view);
 void view_signal_mode(struct view *view);
 void view_marks(struct proxy *proxy);       /* sends durable marks and signals that are due */
@@ -151,6 +154,10 @@ void view_look_abroad(struct proxy *proxy); /* heads of rooms of which nothing i
 /* An entry came from the store: does it end somebody's stay? true: perhaps, and those who are concerned get nothing of
  * what stands behind it before that is known. */
 bool view_read_entry(struct view *view, const struct entry *entry);
+/* leave.c: the same for an entry that is a leave. */
+bool leave_read(struct view *view, const struct entry *entry);
+void leaves_retry(struct proxy *proxy); /* asks again what the database did not answer, from the wheel */
+void leaves_free(struct proxy *proxy);
 struct cursor view_head(const struct view *view, enum deliver deliver);
 struct entry *view_run_get(const struct view *view, uint64_t seq); /* NULL: not in the run */
 static inline struct str view_room_id(const struct view *view)
@@ -564,8 +571,6 @@ uint64_t proxy_unix_ms(const struct proxy *proxy);
 struct audience *audience_find(struct proxy *proxy, struct str account);
 void account_left(struct proxy *proxy, struct str account, struct view *view, const char *reason);
 void proxy_stream_gone(struct proxy *proxy);
-void rechecks_free(struct proxy *proxy);
-void rechecks_retry(struct proxy *proxy);
 void pulls_free(struct proxy *proxy);
 
 #endif

@@ -115,7 +115,7 @@ void proxy_stop(struct proxy *proxy)
     list_for_each (stream, &proxy->closing, all_link)
         stream_cut(stream);
     attach_batches_free(proxy);
-    rechecks_free(proxy);
+    leaves_free(proxy);
     enter_close(proxy);
     view_free_all(proxy);
     pieces_clear(proxy);

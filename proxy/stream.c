@@ -512,7 +512,7 @@ static void housekeeping(struct proxy *proxy)
         catch_up_retry(proxy);
         unproven_check(proxy);
         view_recheck(proxy);
-        rechecks_retry(proxy);
+        leaves_retry(proxy);
         view_look_abroad(proxy);
     }
 }

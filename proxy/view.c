@@ -12,8 +12,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define CROWD 1000 /* streams; above, a mark waits for a message to ride on */
-#define MARK_PATIENCE_MS 250
 #define HELD_MAX 4096 /* entries kept while the prefix is looked up; more become a hole, which the store fills */
 
 static void run_append(struct view *view, struct entry *entry);
@@ -27,24 +25,12 @@ static void wake_waiting(struct view *view);
 static void check_start(struct view *view);
 static void check_ask(struct view_check *check);
 static void check_done(struct history_validity *validity, enum err err);
-static void mark_want(struct view *view, bool riding);
 static void look(struct view *view);
 
 /* A question after the head of a room. */
 struct view_look {
     struct history_access access;
     struct view *view;
-};
-
-/* Is an account still a member? Asked when the store shows that it left at some time. */
-struct recheck {
-    struct history_access access;
-    struct list link; /* proxy->rechecks */
-    bool asked;
-    struct proxy *proxy;
-    size_t account_n;
-    char room_id[ROOM_ID_MAX_BYTES + 1];
-    char account[ACCOUNT_MAX_BYTES];
 };
 
 static uint64_t run_count(const struct view *view)
@@ -407,7 +393,7 @@ void view_advance(struct view *view)
     if (moved_durable)
         serve_live(view, VIEW_LIVE_DURABLE, view->durable.seq);
     if (moved_durable || moved_early)
-        mark_want(view, moved_early);
+        view_want_mark(view, moved_early);
     if (moved_durable || view->unproven)
         wake_waiting(view);
     run_trim(view);
@@ -615,131 +601,7 @@ void view_recheck(struct proxy *proxy)
     }
 }
 
-/* ------------------------------------- durable marks, signals, what is ephemeral */
-
-static void send_to(struct list *subs, struct str json, struct bytes *by_encoding[ENCODINGS])
-{
-    struct sub *sub;
-
-    list_for_each (sub, subs, view_link) {
-        enum encoding encoding = stream_encoding(sub->stream);
-
-        if (sub->state == SUB_OPENING)
-            continue;
-        if (encoding == ENC_SSE_ONE || encoding == ENC_SSE_MANY)
-            encoding = ENC_SSE_PLAIN; /* no id: these have no place in the log */
-        if (!by_encoding[encoding])
-            by_encoding[encoding] = event_encode(encoding, json, STR(""));
-        /* First to go under load: a quarter of the bound is theirs. */
-        if (stream_has_room(sub->stream, 3 * (size_t)sub->stream->proxy->config->stream_pending_max_bytes / 4))
-            stream_push(sub->stream, by_encoding[encoding], sub, ITEM_DROP);
-    }
-}
-
-static void send_mark(struct view *view)
-{
-    struct bytes *marks[ENCODINGS] = {0}, *signals[ENCODINGS] = {0};
-    struct buf json = {0};
-    char head[CURSOR_TEXT_MAX];
-
-    view->mark_at = proxy_now(view->proxy);
-    view->mark_seq = view->durable.seq;
-    if (!list_empty(&view->subs[VIEW_LIVE_EARLY])) {
-        buf_printf(&json, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}",
-            STR_ARG(view_room_id(view)), view->durable.seq);
-        send_to(&view->subs[VIEW_LIVE_EARLY], buf_str(&json), marks);
-        view->proxy->count.marks++;
-    }
-    if (!list_empty(&view->subs[VIEW_SIGNALLED])) {
-        buf_reset(&json);
-        cursor_write(head, view->durable);
-        buf_printf(
-            &json, "{\"type\":\"signal\",\"room_id\":\"%.*s\",\"head\":\"%s\"}", STR_ARG(view_room_id(view)), head);
-        send_to(&view->subs[VIEW_SIGNALLED], buf_str(&json), signals);
-        view->proxy->count.signals++;
-    }
-    for (int i = 0; i < ENCODINGS; i++) {
-        bytes_drop(marks[i]);
-        bytes_drop(signals[i]);
-    }
-    buf_clear(&json);
-}
-
-/* How long until the mark of this room is due. In a crowded room a mark of its own costs as much as a message; it waits
- * a little for a message to ride on. */
-static int64_t mark_due_ms(const struct view *view)
-{
-    uint32_t now = proxy_now(view->proxy);
-    int64_t pause = view->proxy->config->durable_mark_ms - (int64_t)(uint32_t)(now - view->mark_at);
-    int64_t patience = view->sub_count > CROWD ? MARK_PATIENCE_MS - (int64_t)(uint32_t)(now - view->mark_wanted_at) : 0;
-
-    return pause > patience ? pause : patience;
-}
-
-/* At most one mark per room and interval; the first after a quiet interval goes at once. `riding`: entries leave in
- * this turn anyway. */
-static void mark_want(struct view *view, bool riding)
-{
-    struct proxy *proxy = view->proxy;
-    bool waits = !list_empty(&view->mark_link);
-
-    if (view->durable.seq == view->mark_seq ||
-        (list_empty(&view->subs[VIEW_LIVE_EARLY]) && list_empty(&view->subs[VIEW_SIGNALLED])))
-        return;
-    if (!waits)
-        view->mark_wanted_at = proxy_now(proxy);
-    if (mark_due_ms(view) <= 0 ||
-        (riding && (int64_t)(uint32_t)(proxy_now(proxy) - view->mark_at) >= proxy->config->durable_mark_ms)) {
-        list_remove(&view->mark_link);
-        send_mark(view);
-    } else if (!waits) {
-        list_push_back(&proxy->marks, &view->mark_link);
-        if (!uv_is_active((uv_handle_t *)&proxy->mark_timer))
-            view_marks(proxy);
-    }
-}
-
-static void marks_due(uv_timer_t *timer)
-{
-    view_marks(timer->data);
-}
-
-void view_marks(struct proxy *proxy)
-{
-    int64_t interval = proxy->config->durable_mark_ms, next = interval / 4 + 1; /* not coarser: others come meanwhile */
-    struct view *view;
-
-    list_for_each (view, &proxy->marks, mark_link) {
-        int64_t due = mark_due_ms(view);
-
-        if (due <= 0) {
-            list_remove(&view->mark_link);
-            if (view->durable.seq != view->mark_seq)
-                send_mark(view);
-        } else if (due < next) {
-            next = due;
-        }
-    }
-    /* Not finer than a twentieth, so that one walk serves all that are due about now. */
-    if (!list_empty(&proxy->marks))
-        uv_timer_start(&proxy->mark_timer, marks_due, (uint64_t)(next > interval / 20 ? next : interval / 20 + 1), 0);
-}
-
-void view_flush_ephemeral(struct view *view)
-{
-    struct bytes *by_encoding[ENCODINGS] = {0};
-    struct str lines = {view->ephemeral.p, view->ephemeral.n};
-
-    if (!lines.n)
-        return;
-    lines.n--; /* the last separator */
-    for (int i = 0; i < VIEW_LISTS; i++)
-        if (i != VIEW_SIGNALLED)
-            send_to(&view->subs[i], lines, by_encoding);
-    for (int i = 0; i < ENCODINGS; i++)
-        bytes_drop(by_encoding[i]);
-    buf_clear(&view->ephemeral);
-}
+/* ----------------------------------------------------------------- signals */
 
 /* Above the bound streams get signals; well below it they get everything they missed, from the store. */
 void view_signal_mode(struct view *view)
@@ -815,115 +677,11 @@ void view_look_abroad(struct proxy *proxy)
     enter_retry(proxy);
 }
 
-static void recheck_ask(struct recheck *recheck)
-{
-    recheck->asked = true;
-    history_ask_access(recheck->proxy->history, &recheck->access);
-}
-
-/* Its streams go on with the room where they were held. */
-static void let_go_on(struct view *view, struct str account)
-{
-    struct audience *audience = audience_find(view->proxy, account);
-    struct stream *stream;
-    struct sub *sub;
-
-    if (!audience)
-        return;
-    list_for_each (stream, &audience->streams, audience_link)
-        if ((sub = sub_find(stream, view)) && sub->held) {
-            sub->held = false;
-            sub_behind(sub, sub->seq);
-        }
-}
-
-static void rechecked(struct history_access *access, enum err err)
-{
-    struct recheck *recheck = container_of(access, struct recheck, access);
-    struct view *view = view_find(recheck->proxy, str_of(recheck->room_id));
-    struct str account = {recheck->account, recheck->account_n};
-
-    recheck->asked = false;
-    if (view && err && err != ERR_NOT_MEMBER && err != ERR_NO_SUCH_ROOM)
-        return; /* the wheel asks again; until then nothing of the room goes there */
-    if (view && err)
-        account_left(recheck->proxy, account, view, "removed");
-    else if (view)
-        let_go_on(view, account);
-    list_remove(&recheck->link);
-    free(recheck);
-}
-
-void rechecks_retry(struct proxy *proxy)
-{
-    struct recheck *recheck;
-
-    list_for_each (recheck, &proxy->rechecks, link)
-        if (!recheck->asked)
-            recheck_ask(recheck);
-}
-
-struct leave {
-    struct view *view;
-    bool concerns_somebody;
-};
-
-/* Streams that read of their account's leave from the store are held there until it is known whether it came back. */
-static void recheck_account(void *arg, struct str account)
-{
-    struct leave *leave = arg;
-    struct view *view = leave->view;
-    struct audience *audience = account.n <= ACCOUNT_MAX_BYTES ? audience_find(view->proxy, account) : NULL;
-    bool unasked = false;
-    struct recheck *recheck;
-    struct stream *stream;
-    struct sub *sub;
-
-    if (!audience)
-        return;
-    list_for_each (stream, &audience->streams, audience_link)
-        if ((sub = sub_find(stream, view)) && sub->state != SUB_OPENING) {
-            leave->concerns_somebody = true;
-            unasked |= !sub->held;
-            sub->held = sub->state != SUB_LIVE && sub->state != SUB_SIGNALLED; /* those stand behind it already */
-        }
-    if (!unasked)
-        return;
-    recheck = xcalloc(1, sizeof *recheck);
-    recheck->proxy = view->proxy;
-    recheck->account_n = account.n;
-    memcpy(recheck->account, account.p, account.n);
-    memcpy(recheck->room_id, view->room_id_text, view->room_id_n);
-    recheck->access.room_id = str_of(recheck->room_id);
-    recheck->access.account = (struct str){recheck->account, account.n};
-    recheck->access.done = rechecked;
-    list_init(&recheck->access.link);
-    list_push_back(&view->proxy->rechecks, &recheck->link);
-    recheck_ask(recheck);
-}
-
-void rechecks_free(struct proxy *proxy)
-{
-    struct list *link;
-
-    while ((link = list_pop_front(&proxy->rechecks))) {
-        struct recheck *recheck = list_entry(link, struct recheck, link);
-
-        if (recheck->asked)
-            history_access_forget(&recheck->access);
-        free(recheck);
-    }
-}
-
 bool view_read_entry(struct view *view, const struct entry *entry)
 {
-    struct leave leave = {view, false};
-
     if (entry->type == ENTRY_REMOVED)
         view->removed_seq = entry->seq;
     if (entry->type == ENTRY_RECALLED || entry->type == ENTRY_DELETED)
         run_bury(view, entry);
-    if (entry->type == ENTRY_LEFT)
-        entry_accounts(entry, recheck_account, &leave);
-    return leave.concerns_somebody;
+    return entry->type == ENTRY_LEFT && leave_read(view, entry);
 }

@@ -73,6 +73,7 @@ void pg_array_i16(struct pg_array *array, int16_t value);
 void pg_array_bool(struct pg_array *array, bool value);
 void pg_array_bytes(struct pg_array *array, struct str value); /* text and bytea */
 void pg_array_uuid(struct pg_array *array, struct id128 value);
+void pg_array_uuid_or_null(struct pg_array *array, struct id128 value); /* all zero: NULL */
 void pg_param_array(struct pg_params *params, struct pg_array *array);
 
 /* One execution. Embedded in the operation that waits for it; must live until done. */

@@ -199,6 +199,14 @@ void pg_array_uuid(struct pg_array *array, struct id128 value)
     memcpy(item_room(array, sizeof value.b), value.b, sizeof value.b);
 }
 
+void pg_array_uuid_or_null(struct pg_array *array, struct id128 value)
+{
+    if (id128_is_zero(value))
+        pg_array_null(array);
+    else
+        pg_array_uuid(array, value);
+}
+
 void pg_param_array(struct pg_params *params, struct pg_array *array)
 {
     assert(array->data.n >= ARRAY_HEAD_BYTES);
