@@ -406,9 +406,16 @@ class Instance:
 
     def write_config(self, **changes):
         self.settings = {**self.settings, **changes, "listen_port": self.port}
-        # A line may have 199 bytes; a list that is longer goes on in the next one.
-        values = {key: str(value) if len(str(value)) < 150 else str(value).replace(",", ",\n  ") for key, value in self.settings.items()}
-        self.config.write_text("".join(f"{key} = {value}\n" for key, value in values.items()))
+        self.config.write_text("".join(self._line(key, str(value)) for key, value in self.settings.items()))
+
+    def _line(self, key, value):
+        """A line may have 199 bytes: a secret that is longer stands in a file of its own, and a list goes on in the next line."""
+        if len(value) < 150:
+            return f"{key} = {value}\n"
+        if key in ("database_url", "broker_urls"):
+            (self.home / f"{self.name}.{key}").write_text(value)
+            return f"{key}_file = {self.home / self.name}.{key}\n"
+        return f"{key} = " + value.replace(",", ",\n  ") + "\n"
 
     @property
     def pid(self):
