@@ -137,6 +137,17 @@ class HAProxy(Process):
         return self.log_text()
 
 
+class HAProxyBefore(Process):
+    """A gateway that carries the streams itself."""
+
+    def __init__(self, cluster, folder, gateway):
+        super().__init__(cluster, "haproxy", ["/usr/sbin/haproxy", "-db", "-f", str(folder / "gateway.cfg")])
+        (folder / "gateway.cfg").write_text(pages.change((DEPLOY / "haproxy" / "gateway.cfg").read_text(), {
+            "bind :443 ssl crt /etc/ssl/chat.example.com.pem": f"bind 127.0.0.1:{self.port}", "127.0.0.1:8080": f"127.0.0.1:{gateway.port}",
+            "maxconn 50000": "maxconn 1000"}))
+        self.start()
+
+
 class HopWebSocket(roomd.WsStream):
     path = "/stream/ws"
 

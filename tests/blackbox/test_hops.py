@@ -234,7 +234,7 @@ def test_room_client_moves_through_the_hop_before_an_instance_stops(new_cluster,
     bob.wait_seq(room, 1, 20)
 
 
-# --- a gateway that carries the streams itself, behind nginx ---
+# --- a gateway that carries the streams itself, behind nginx and HAProxy ---
 
 
 @pytest.fixture(scope="module")
@@ -247,20 +247,23 @@ def reference_gateway(session_cluster):
         program.check()
 
 
-@pytest.fixture
-def front(cluster, reference_gateway, tmp_path):
-    """nginx before roomd-gateway."""
+@pytest.fixture(params=["nginx", "haproxy"])
+def front(request, cluster, reference_gateway, tmp_path):
+    """A proxy before roomd-gateway."""
     tmp_path.chmod(0o711)
-    front = hops.NginxWith(cluster, tmp_path, "gateway.conf", {"127.0.0.1:8080": f"127.0.0.1:{reference_gateway.port}"})
+    if request.param == "nginx":
+        front = hops.NginxWith(cluster, tmp_path, "gateway.conf", {"127.0.0.1:8080": f"127.0.0.1:{reference_gateway.port}"})
+    else:
+        front = hops.HAProxyBefore(cluster, tmp_path, reference_gateway)
     front.cluster, front.certificate = cluster, None
     yield front
     front.stop()
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse", "poll"])
-def test_room_client_through_nginx_and_the_reference_gateway(cluster, front, clients, transport):
+def test_room_client_through_a_proxy_and_the_reference_gateway(cluster, front, clients, transport):
     alice, bob = User(front, "alice"), User(front, "bob")
-    room = alice.group(f"nginx {transport}", "bob")
+    room = alice.group(f"proxy {transport}", "bob")
     client = bob.web_client(transport)
     clients.append(client)
     client.wait_open(transport)
@@ -272,7 +275,7 @@ def test_room_client_through_nginx_and_the_reference_gateway(cluster, front, cli
     assert len(client.seqs(room)) == 21 and not first
 
 
-def test_files_pass_nginx_whole_and_what_is_the_machine_s_own_does_not(front):
+def test_files_pass_the_proxy_whole_and_what_is_the_machine_s_own_does_not(front):
     alice, bob = User(front, "alice"), User(front, "bob")
     room = alice.direct("bob")
     data = os.urandom(3 << 20)  # above what nginx takes by itself
