@@ -3,6 +3,7 @@
 # compile, one along them does. usage: layers.sh SOURCE_DIR BUILD_DIR COMPILER
 set -eu
 source=$1 build=$2 compiler=$3
+cd "$build" # the compiler looks for "headers" of its standard input in the current folder too
 failed=0
 
 compiles() { # layer, header
