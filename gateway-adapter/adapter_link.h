@@ -2,6 +2,7 @@
  * One connection to one broker: log-in, a channel with confirms, heartbeats, and what the broker says about publishes.
  * librabbitmq is used as a codec for the methods; what happens for each message is read and written here. Everything
  * that arrives is bounded and checked. Source: AMQP 0-9-1 specification, and RabbitMQ's extensions (confirms, blocked).
+ * Thread: the client's.
  */
 #ifndef ROOMD_ADAPTER_LINK_H
 #define ROOMD_ADAPTER_LINK_H

@@ -19,8 +19,8 @@ struct append *append_new(size_t rows_max); /* of one batch */
 void append_free(struct append *append);
 void append_begin(struct append *append); /* forgets the batch before */
 
-/* For rows that are entries, in the order of their rooms. false: an earlier row of the batch changes the same message, or
- * its room's members: append() does that for a whole batch at once, so this row begins the next one. */
+/* For rows that are entries, in the order of their rooms. false: an earlier row of the batch changes the same message,
+ * or its room's members: append() does that for a whole batch at once, so this row begins the next one. */
 MUST_USE bool append_admit(struct append *append, const struct seq_row *row);
 /* Of those asked about since append_begin. Not to be mixed with append_admit. */
 bool append_is_first_of_room(struct append *append, const struct seq_row *row);

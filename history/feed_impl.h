@@ -1,4 +1,4 @@
-/* What the files of the feed know of each other (feed.h). */
+/* What the files of the feed know of each other (feed.h). Thread: the loop's. */
 #ifndef ROOMD_HISTORY_FEED_IMPL_H
 #define ROOMD_HISTORY_FEED_IMPL_H
 

@@ -1,7 +1,7 @@
 /*
  * What was said: the log of every room, as the rest of the program sees it.
  *
- *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack: one struct shard for each shard whose lease is ours
+ *   in   (owner)  shard queue -> inbox -> sequencer -> writer -> ack: a struct shard for each shard whose lease is ours
  *   in   (calls)  history_push, history_op: publish, confirm, wait for the owner's answer
  *   out  (news)   struct history_events: what streams show; connected by main to the proxy
  *   out  (reads)  history_pull: pages of committed entries, long poll without polling

@@ -1,7 +1,7 @@
 /*
  * What the files of history/ know of each other; nobody outside includes this.
  *
- *   history.c  wiring, topology, one turn of the loop, news to the outside, metrics
+ *   history.c  wiring, one turn of the loop, news to the outside, metrics
  *   shard.c    ownership of one shard: from the lease to the running consumer, and the way back
  *   inbox.c    deliveries into the sequencer, acks out of it, back-pressure
  *   facts.c    what sequencers need to know from the database, all shards in one round
@@ -18,6 +18,8 @@
  *
  * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that
  * something happened to since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.
+ *
+ * Thread: the loop's, here and in all of history/.
  */
 #ifndef ROOMD_HISTORY_INTERNAL_H
 #define ROOMD_HISTORY_INTERNAL_H

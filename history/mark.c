@@ -8,7 +8,8 @@
  *
  * The first after a pause goes at once, the others wait for the end of their window. The statement waits for no lock
  * (SKIP LOCKED): an append whose end never arrived keeps the rows of its members locked, and must not hold up everybody
- * else's cursors; and who waits for nothing is in no deadlock. Those it takes it takes in one order.
+ * else's cursors. A statement that waits for no lock is in no deadlock either; the rows it does lock it locks in one
+ * order.
  */
 #include "reader.h"
 

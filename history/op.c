@@ -1,14 +1,14 @@
 /*
  * Callers: what an API call wants said or changed is published into the room's queue; the owner of the shard answers.
- * Is it us, the answer comes from the sequencer; is it another instance, from there over the feed. Did it not come in
- * time, the log is asked, for all waiting callers at once.
+ * When we are the owner, the answer comes from the sequencer; when another instance is, it comes over the feed. When
+ * none comes in time, the log is asked, once for all callers that wait.
  *
  *   push:  ASKING (member? room open? may it speak?) ─▶ PUBLISHED ─confirm / answer─▶ done
- *   op:    ASKING (a member? only when it is somebody's act) ─▶ KNOWN? (only when not, and with a request_id: it may
- *          have been one when it was done) ─▶ PUBLISHED ─answer─▶ done
+ *   op:    ASKING (a member? only when it is somebody's act) ─▶ KNOWN? (only when it is none and there is a request_id:
+ *          perhaps it was one when it did this for the first time) ─▶ PUBLISHED ─answer─▶ done
  *
- * Pushes and ops of one room are published in the order of the calls, although some have to wait for the database: who
- * sends a message and then edits it need not wait for the answer in between.
+ * Pushes and ops of one room are published in the order of the calls, although some have to wait for the database: a
+ * client that sends a message and then edits it need not wait for the answer in between.
  */
 #include "internal.h"
 

@@ -1,7 +1,7 @@
 /*
- * Whose call a delivery is: an instance whose caller waits for what becomes of its message says so in the property
- * reply-to, and is told over the feed. Best effort: what is not remembered here, or lost on its way, the waiting
- * instance finds in the log half a second later.
+ * Whose call a delivery is. An instance with a caller that waits for the outcome of its message names itself in the
+ * property reply-to, and is told the outcome over the feed. Best effort: what is not remembered here, or is lost on its
+ * way, the waiting instance finds in the log half a second later.
  *
  *   reply-to: durable.<instance id>, or sequenced.<instance id> of one that waits for the seq only
  */

@@ -1,6 +1,6 @@
 /*
- * Reads of consecutive entries by primary key. Who asks for the same in the same turn shares one read; never a read on
- * its way, which may be older than what its new asker was told meanwhile (a recall, say).
+ * Reads of consecutive entries by primary key. Those who ask for the same in the same turn share one read. A read that
+ * is on its way already is never shared: it may be older than what the new asker was told meanwhile (a recall, say).
  */
 #include "reader.h"
 

@@ -7,7 +7,7 @@
  *   hide.c    what accounts hide from themselves
  *   unread.c  how much accounts have not read
  *
- * Questions of one loop turn leave together at its end (reader_turn).
+ * Questions of one loop turn leave together at its end (reader_turn). Thread: the loop's.
  */
 #ifndef ROOMD_HISTORY_READER_H
 #define ROOMD_HISTORY_READER_H

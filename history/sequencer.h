@@ -7,7 +7,7 @@
  * The way of a delivery:
  *
  *   arrive ─▶ dedup (memory; the log when redelivered) ─▶ room, membership, state ─▶ seq ─▶ shown early ─▶ row
- *              │                                            │                          ─▶ COMMIT ─▶ shown durable, settled
+ *              │                                            │                    ─▶ COMMIT ─▶ shown durable, settled
  *              │                                            └ refused: a dead-letter row, settled by the same COMMIT as
  *              │                                              the rows around it
  *              └ facts missing: the room is parked; all of that room waits in order, other rooms go on

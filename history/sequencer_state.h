@@ -3,8 +3,10 @@
  * sequencer.c (the way of a delivery, commits), sequencer_op.c (room and member changes), sequencer_change.c (changes
  * of messages), sequencer_state.c (this).
  *
- * What an op changes stands here twice: as it is for those who are decided next, and as it is committed. When an op is
- * taken back, the latter and the changes that are still on their way make the former anew.
+ * What an op changes is kept twice: as decided, for the deliveries that are decided next, and as committed. When an op
+ * is taken back, what is decided is made again from what is committed and the changes that are still on their way.
+ *
+ * Thread: the loop's.
  */
 #ifndef ROOMD_HISTORY_SEQUENCER_STATE_H
 #define ROOMD_HISTORY_SEQUENCER_STATE_H

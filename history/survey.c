@@ -1,6 +1,6 @@
 /*
- * A question to all instances: asked by one message that everybody gets, answered to the one who asked. Who does not
- * answer in time is missing; nothing is asked again.
+ * A question to all instances: one message that everybody gets, answered to the one who asked. Those that do not answer
+ * in time are counted as missing; nothing is asked again.
  */
 #include "feed_impl.h"
 

@@ -1,8 +1,8 @@
 /*
- * How many streams an instance takes in: a bucket of attach_burst, filled at attach_rate_per_s. A stream costs most
- * when it attaches, and after an instance died all of its streams come at once; those who are above the bucket are told
- * to come back when their turn would be, each at a time of its own, and the instance is not named to anybody else until
- * that is over.
+ * How many streams an instance lets in: a token bucket of attach_burst, filled at attach_rate_per_s. A stream costs
+ * most when it attaches, and after an instance died all of its streams come at once. Those for whom there is no token
+ * are told to come back when it would be their turn, each at another time; until then the instance is not named to
+ * others.
  */
 #include "core.h"
 

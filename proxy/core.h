@@ -5,11 +5,21 @@
  *                             └─ tail / store ─pieces at the reader's pace─▶ subs that are behind ─┘    │
  *                                                                              one gathered write ─▶ wire
  *
+ *   coming      open.c (request, ticket), admission.c (how many), attach.c (which rooms, from where), endpoint.c (where
+ *               an account should go: PullByActiveConnection), enter.c (rooms that `all` streams enter later)
+ *   a room      view.c (what this instance knows of it), mark.c (what is told beside the log), leave.c (who may have
+ *               left), hidden.c (what an account hides from itself), typing.c, follow.c (shards to be told about)
+ *   a stream    stream.c (queue and writing), sub.c (one room on it), catch_up.c (reads of the store), encode.c
+ *               (bytes), ws.c and client_frame.c (what clients send), poll.c
+ *   leaving     drain.c (streams are sent away), presence.c (who is connected, and kicks)
+ *   proxy.c     start and stop, news from history, the end of a loop turn
+ *
  * Who owns what: the proxy owns views (in a map, until the last sub goes) and audiences (an account with its open
  * streams); a stream owns its subs; bytes and entries are counted. Nothing here allocates for an idle stream, and no
  * stream has a timer of its own.
  *
  * Times are uint32_t milliseconds of the loop's clock (they wrap after 49 days; only differences are looked at).
+ * Thread: the loop's.
  */
 #ifndef ROOMD_PROXY_CORE_H
 #define ROOMD_PROXY_CORE_H
@@ -142,8 +152,8 @@ void view_new_epoch(struct view *view, uint64_t epoch);
 void view_suspect(struct view *view); /* the shard was lost: look for a higher epoch from time to time */
 void view_advance(struct view *view); /* serves live subs with all they may see now */
 void view_dirty(struct view *view);
-/* mark.c: at most one mark a room in durable_mark_ms; the first after a pause at once. riding: entries leave in this turn
- * anyway. */
+/* mark.c: at most one mark a room in durable_mark_ms; the first after a pause at once. riding: entries leave in this
+ * turn anyway. */
 void view_want_mark(struct view *view, bool riding);
 void view_flush_ephemeral(struct view *view);
 void view_signal_mode(struct view *view);

@@ -1,9 +1,9 @@
 /*
  * Streams are sent away: because this instance stops, or because others have been added that carry less.
  *
- * `migrate` names where to go and holds the ticket for it; the reader opens there first and leaves here then, so it
- * misses nothing, and its own cursors go with it. Streams are told one after another: whoever comes to the others all
- * at once would be their storm.
+ * `migrate` names where to go and holds the ticket for it. The reader opens a stream there first, with its own cursors,
+ * and then leaves here, so it misses nothing. Streams are told one after another: if all came to the other instances at
+ * once they would be a storm there.
  */
 #include "core.h"
 

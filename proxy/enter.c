@@ -1,7 +1,7 @@
 /*
- * Accounts that enter rooms: their `all` streams carry the room from then on. Who enters is told by the log (members
- * who are added) and by announcements (founders, and what happens on other instances); when an announcement may have
- * been missed, the database is asked what the accounts with `all` streams here have joined since.
+ * Accounts that enter rooms: their `all` streams carry the room from then on. The log tells of members who are added,
+ * announcements tell of founders and of what happens on other instances. When an announcement may have been missed, the
+ * database is asked which rooms the accounts with `all` streams here have joined since.
  */
 #include "core.h"
 

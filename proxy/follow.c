@@ -1,6 +1,6 @@
 /*
- * Which shards this instance wants to be told about: those with a room view. The last view of a shard may be followed
- * by another one soon (a reader that reconnects), so a shard is let go only a while later.
+ * Which shards this instance wants to be told about: those with a room view. When the last view of a shard goes,
+ * another may come soon (a reader that reconnects), so the shard is let go only a while later.
  */
 #include "core.h"
 

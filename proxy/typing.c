@@ -1,7 +1,7 @@
 /*
- * Who types where. A client says it with every key; the room is told at most once in typing_every_ms for each account,
- * and forgets it by itself after for_ms. Nothing is kept but the times of the last few seconds, and of those a bounded
- * number: above it nobody new is told about, because typing is the first thing that may be missing under load.
+ * Who types where. A client says so with every key; the room is told at most once in typing_every_ms for each account,
+ * and forgets it by itself after for_ms. All that is kept is when each account was last told of, for some seconds and
+ * for a bounded number of accounts; above that nobody new is told of: typing is the first to go missing under load.
  */
 #include "core.h"
 

@@ -1,5 +1,5 @@
 /*
- * The names of the chat domain and their rules. Source: docs/protocol.md#words. Pure functions.
+ * The names of the chat domain and their rules. Source: docs/protocol.md#words. Thread: pure functions.
  */
 #ifndef ROOMD_ROOM_NAME_H
 #define ROOMD_ROOM_NAME_H

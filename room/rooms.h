@@ -1,4 +1,4 @@
-/* What the files of room/ know of the store; nobody outside includes this. */
+/* What the files of room/ know of the store; nobody outside includes this. Thread: the loop's. */
 #ifndef ROOMD_ROOM_ROOMS_H
 #define ROOMD_ROOM_ROOMS_H
 

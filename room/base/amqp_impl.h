@@ -1,6 +1,6 @@
 /*
  * What the files of amqp.h share: the link itself (amqp.c), publishing (amqp_publish.c), topology (amqp_topology.c) and
- * consumers (amqp_consumer.c). Nobody else includes this.
+ * consumers (amqp_consumer.c). Nobody else includes this. Thread: the loop's.
  */
 #ifndef ROOMD_BASE_AMQP_IMPL_H
 #define ROOMD_BASE_AMQP_IMPL_H

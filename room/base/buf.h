@@ -1,4 +1,8 @@
-/* A byte buffer that grows. Everything that is written somewhere (JSON, SQL arrays, frames) is written here first. */
+/*
+ * A byte buffer that grows. Everything that is written somewhere (JSON, SQL arrays, frames) is written here first. All
+ * zero is an empty one. Thread: any, one at a time. Memory: the owner's to clear; what points into it is good until the
+ * next change.
+ */
 #ifndef ROOMD_BASE_BUF_H
 #define ROOMD_BASE_BUF_H
 

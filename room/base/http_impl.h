@@ -1,4 +1,4 @@
-/* Shared by http.c, http_answer.c, http_request.c, http_tls.c and wire.c; nobody else includes this or libh2o. */
+/* Shared by the files of the server (listed in http.c); nobody else includes this or libh2o. Thread: the loop's. */
 #ifndef ROOMD_BASE_HTTP_IMPL_H
 #define ROOMD_BASE_HTTP_IMPL_H
 

@@ -1,4 +1,5 @@
-/* Doubly linked lists whose links live in the members. A link that is on no list points to itself. */
+/* Doubly linked lists whose links live in the members. A link that is on no list points to itself. Thread: any, one at
+ * a time. Memory: nothing is allocated; members belong to the caller. */
 #ifndef ROOMD_BASE_LIST_H
 #define ROOMD_BASE_LIST_H
 

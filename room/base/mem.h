@@ -1,6 +1,6 @@
 /*
  * Memory and small words used everywhere. The service aborts when memory runs out: a chat server that limps on with
- * half an answer is worse than one that is restarted. (The gateway-adapter library never includes this.)
+ * half an answer is worse than one that is restarted. (The gateway-adapter library never includes this.) Thread: any.
  */
 #ifndef ROOMD_BASE_MEM_H
 #define ROOMD_BASE_MEM_H

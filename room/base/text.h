@@ -1,4 +1,5 @@
-/* Small steps of reading text that came from outside. Pure; slices stay slices of what was given. */
+/* Small steps of reading text that came from outside. Thread: pure functions. Memory: what is given out points into
+ * what was given. */
 #ifndef ROOMD_BASE_TEXT_H
 #define ROOMD_BASE_TEXT_H
 

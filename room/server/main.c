@@ -1,9 +1,10 @@
 /*
- * roomd: the contents page. Each line of serve() needs those above it; stopping is the same list upwards.
+ * roomd: the contents page. Each line of start() needs those above it; stop() is the same list upwards.
  *
- *   options.c      the command line            migrate.c   the schema, brought up to date
- *   api*.c         calls and who may call      schema.c    is it?
- *   health.c       healthz, readyz, metrics    drain.c     SIGTERM
+ *   options.c      the command line            migrate.c   brings the schema up to date
+ *   wiring.c       module by module            schema.c    is the schema up to date?
+ *   api*.c         calls and who may call      drain.c     SIGTERM
+ *   health.c       healthz, readyz, metrics    complain.c  sentences on stderr
  */
 #include <signal.h>
 #include <stdio.h>

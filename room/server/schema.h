@@ -1,6 +1,6 @@
 /*
- * Has the database what this program needs? Asked when it starts, and again until the database answers: an instance may
- * start while the database is away, but must not work on tables it does not know. Thread: the loop's.
+ * Does the database have what this program needs? Asked when it starts, and again until the database answers: an
+ * instance may start while the database is away, but must not work on tables it does not know. Thread: the loop's.
  */
 #ifndef ROOMD_SERVER_SCHEMA_H
 #define ROOMD_SERVER_SCHEMA_H
