@@ -303,7 +303,7 @@ static void on_even(uv_timer_t *timer)
         /* Others that have too many send too. */
         double wanted = below(&shares[i]) / EVEN_PART * above(&shares[0]) / too_many;
 
-        if (wanted > 0 && to->url[0] && !to->overloaded)
+        if (wanted > 0 && to->url[0] && to->ready && !to->overloaded)
             left -= send_to(proxy, to, wanted >= left ? left : (uint32_t)wanted + 1);
     }
 }

@@ -5,6 +5,9 @@
  * less loaded of two others picked by the room's hash, so that all who come for this room meet again. Several rooms:
  * the least loaded, preferring the one that owns most of them. What was promised counts at once: a thousand who ask
  * between two beats must not all be sent to the same place.
+ *
+ * Who drains is not named, nor who takes nobody in at the moment. One that cannot consume comes last: it lacks the
+ * broker, so its streams hear what happens elsewhere a second late.
  */
 #include "core.h"
 
@@ -19,7 +22,7 @@ struct candidate {
     const char *url;
     uint64_t load;
     uint32_t owns;
-    bool overloaded;
+    bool overloaded, ready;
     size_t promised; /* index into proxy->promised */
 };
 
@@ -80,6 +83,26 @@ static size_t candidates_rested(struct candidate *candidates, size_t n)
     return kept;
 }
 
+/* Those that can consume come first: how many they are; all, when none can. */
+static size_t candidates_ready(struct candidate *candidates, size_t n)
+{
+    size_t ready = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (candidates[i].ready) {
+            struct candidate candidate = candidates[i];
+
+            candidates[i] = candidates[ready];
+            candidates[ready++] = candidate;
+        }
+    return ready ? ready : n;
+}
+
+static bool is_better(const struct candidate *left, const struct candidate *right)
+{
+    return left->ready != right->ready ? left->ready : left->load < right->load;
+}
+
 static size_t candidates_find(struct proxy *proxy, struct candidate *candidates, size_t max, const struct str *rooms,
     size_t room_count, bool others)
 {
@@ -99,6 +122,7 @@ static size_t candidates_find(struct proxy *proxy, struct candidate *candidates,
             instance->weight);
         candidate->owns = owned_of(proxy, instance, rooms, room_count);
         candidate->overloaded = instance->self ? proxy_overloaded(proxy) : instance->overloaded;
+        candidate->ready = instance->ready;
         rested += !candidate->overloaded;
         n++;
     }
@@ -156,7 +180,8 @@ size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *r
 
     buf_char(out, '[');
     if (n) {
-        size_t best = room_count == 1 ? best_for_one(candidates, n, rooms[0]) : best_for_many(candidates, n);
+        size_t ready = candidates_ready(candidates, n);
+        size_t best = room_count == 1 ? best_for_one(candidates, ready, rooms[0]) : best_for_many(candidates, ready);
         struct candidate chosen = candidates[best];
 
         proxy->promised[chosen.promised].promised++;
@@ -166,7 +191,7 @@ size_t endpoints_write(struct proxy *proxy, struct buf *out, const struct str *r
     }
     for (; written < n && written < ENDPOINTS_MAX; written++) {
         for (size_t i = written + 1; i < n && written; i++) /* the others by load */
-            if (candidates[i].load < candidates[written].load) {
+            if (is_better(&candidates[i], &candidates[written])) {
                 struct candidate other = candidates[i];
 
                 candidates[i] = candidates[written];

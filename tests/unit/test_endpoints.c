@@ -84,6 +84,22 @@ static void who_drains_is_dead_or_takes_nobody_in_is_not_named(void **state)
     assert_string_equal(named(&room, 1), "3");
 }
 
+static void who_lacks_the_broker_is_named_last(void **state)
+{
+    const struct str room = STR(ROOM_OF_S00), rooms[] = {STR(ROOM_OF_S00), STR("s01.01KC46E0D7X8BQXSRB29FJP901")};
+
+    (void)state;
+    installation(3);
+    fake_instances[0].ready = false; /* the owner, and the one that is asked */
+    fake_instances[1].streams = fake_instances[2].streams = 400;
+    assert_int_equal(named(&room, 1)[2], '0');
+    assert_int_equal(named(rooms, 2)[2], '0');
+    fake_instances[2].ready = false;
+    assert_string_equal(named(&room, 1), "102");
+    fake_instances[1].ready = false; /* away for all: then it counts for nobody */
+    assert_int_equal(named(&room, 1)[0], '0');
+}
+
 static void a_burst_between_two_beats_is_spread(void **state)
 {
     const struct str rooms[] = {STR(ROOM_OF_S00), STR("s01.01KC46E0D7X8BQXSRB29FJP901")};
@@ -116,6 +132,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_owner_of_the_room_is_first, world_open, world_close),
         cmocka_unit_test_setup_teardown(an_owner_over_its_share_is_spared, world_open, world_close),
         cmocka_unit_test_setup_teardown(who_drains_is_dead_or_takes_nobody_in_is_not_named, world_open, world_close),
+        cmocka_unit_test_setup_teardown(who_lacks_the_broker_is_named_last, world_open, world_close),
         cmocka_unit_test_setup_teardown(a_burst_between_two_beats_is_spread, world_open, world_close),
         cmocka_unit_test_setup_teardown(a_crowd_for_one_room_goes_on_to_the_same_others, world_open, world_close),
     };

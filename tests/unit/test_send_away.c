@@ -13,7 +13,7 @@ static void instances_are(uint32_t others, uint32_t streams_of_each)
 
         snprintf(instance->id, sizeof instance->id, "01KC46E0D7X8BQXSRB29FJP96%u", i);
         snprintf(instance->url, sizeof instance->url, "http://host%u", i);
-        instance->alive = true;
+        instance->alive = instance->ready = true;
         instance->self = i == 0;
         instance->weight = 100;
         instance->streams = i ? streams_of_each : 0;
@@ -284,7 +284,7 @@ static void nobody_is_told_twice_to_go(void **state)
     streams_leave();
 }
 
-static void a_busy_instance_and_an_overloaded_target_move_nobody(void **state)
+static void a_busy_instance_and_a_target_that_is_overloaded_or_lacks_the_broker_move_nobody(void **state)
 {
     (void)state;
     instances_are(1, 0);
@@ -293,6 +293,10 @@ static void a_busy_instance_and_an_overloaded_target_move_nobody(void **state)
     turns_for(500);
     assert_int_equal(told(), 0);
     fake_instances[1].overloaded = false;
+    fake_instances[1].ready = false;
+    turns_for(500);
+    assert_int_equal(told(), 0);
+    fake_instances[1].ready = true;
     world.config.rebalance_busy_max = 1;
     turns_for(500);
     assert_int_equal(told(), 0);
@@ -318,7 +322,7 @@ int main(void)
         EVEN_TEST(who_carries_too_much_sends_streams_until_all_have_their_part),
         EVEN_TEST(a_difference_that_does_not_matter_moves_nobody),
         EVEN_TEST(nobody_is_told_twice_to_go),
-        EVEN_TEST(a_busy_instance_and_an_overloaded_target_move_nobody),
+        EVEN_TEST(a_busy_instance_and_a_target_that_is_overloaded_or_lacks_the_broker_move_nobody),
     };
 
     log_set_level(LOG_ERROR);
