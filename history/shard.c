@@ -244,7 +244,8 @@ void shard_channel_lost(struct shard *shard, enum err err, struct str text)
 {
     amqp_consumer_free(shard->consumer);
     shard->consumer = NULL;
-    log_warn("shard.channel_lost", "shard=%s error=%s text=%s", shard->name, err_code(err), log_quote(text));
+    log_at(err == ERR_LOST ? LOG_DEBUG : LOG_WARN, "shard.channel_lost", "shard=%s error=%s text=%s", shard->name,
+        err_code(err), log_quote(text));
     sequencer_channel_lost(shard->sequencer);
     shard_mark_dirty(shard);
     if (shard->state == SHARD_DRAINING)

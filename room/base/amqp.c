@@ -17,6 +17,7 @@ enum {
     RETRY_MIN_MS = 100,
     RETRY_MAX_MS = 2000,
     STEADY_MS = 5000, /* a connection that lived shorter counts as a failed attempt */
+    SAY_EVERY = 16,   /* attempts in vain: two or three lines a minute while the broker is away */
 };
 
 static void link_connect(uv_timer_t *timer);
@@ -277,9 +278,19 @@ static void link_choose_next_address(struct amqp_link *link, bool was_steady)
     }
 }
 
+/* That it broke, why each address is of no use, and then now and again. */
+static bool is_worth_a_line(struct amqp_link *link, bool was_up)
+{
+    unsigned failures = was_up ? 0 : link->failures++;
+
+    if (was_up)
+        link->failures = 0;
+    return was_up || failures < link->address_count || failures % SAY_EVERY == 0;
+}
+
 void amqp_link_break(struct amqp_link *link, const char *why)
 {
-    bool was_up = link_is_up(link);
+    bool was_up = link_is_up(link), worth;
     uint64_t now = uv_now(link->loop);
 
     if (link->state == LINK_WAITING || link->state == LINK_GONE)
@@ -290,8 +301,9 @@ void amqp_link_break(struct amqp_link *link, const char *why)
         link_shut(link);
         return;
     }
-    log_warn("amqp.down", "link=%s broker=%s was_up=%d why=%s", link->settings.name, link_peer(link), was_up,
-        log_quote(str_of(why)));
+    worth = is_worth_a_line(link, was_up);
+    log_at(worth ? LOG_WARN : LOG_DEBUG, "amqp.down", "link=%s broker=%s was_up=%d why=%s", link->settings.name,
+        link_peer(link), was_up, log_quote(str_of(why)));
     link->state = LINK_WAITING;
     link->blocked = link->resuming = false;
     link_choose_next_address(link, was_up && now - link->up_ms >= STEADY_MS);

@@ -293,8 +293,9 @@ static void consumer_lose(struct amqp_consumer *consumer, enum err err, struct s
     list_remove(&consumer->link);
     list_push_back(&consumer->on->lost, &consumer->link);
     consumer->state = CONSUMER_LOST;
-    log_info(
-        "amqp.consumer_lost", "link=%s err=%s why=%s", consumer->on->settings.name, err_code(err), log_quote(text));
+    /* With its connection goes every consumer there is, and amqp.down has said so. */
+    log_at(err == ERR_LOST ? LOG_DEBUG : LOG_INFO, "amqp.consumer_lost", "link=%s err=%s why=%s",
+        consumer->on->settings.name, err_code(err), log_quote(text));
     consumer->events->lost(consumer->owner, err, text);
 }
 
@@ -320,7 +321,8 @@ static void consumers_end(struct amqp_link *link, struct list *consumers)
         if (consumer->state == CONSUMER_CLOSING)
             consumer_finish_close(consumer);
         else
-            consumer_lose(consumer, consumer->doom, str_of(err_sentence(consumer->doom)));
+            consumer_lose(consumer, consumer->doom,
+                consumer->doom == ERR_LOST ? STR("the connection is gone") : str_of(err_sentence(consumer->doom)));
     }
     list_splice_back(&link->doomed, &due);
 }

@@ -42,7 +42,8 @@ struct amqp_link {
     struct amqp_settings settings;
     struct amqp_address addresses[AMQP_ADDRESSES_MAX];
     size_t address_count, address_at;
-    unsigned round; /* how often the list was tried in vain */
+    unsigned round;    /* how often the list was tried in vain */
+    unsigned failures; /* attempts in vain since it was up */
     SSL_CTX *tls;
 
     enum link_state state;

@@ -1,5 +1,7 @@
 """Broker, database and instance fail in the middle of traffic. Each test ends with the log checked: every confirmed message exactly once, seq without a hole,
 each publisher's order; and with what a stream that came back saw."""
+import re
+
 import pytest
 
 from roomd import parse_cursor, wait_for
@@ -38,6 +40,13 @@ def traffic_through(cluster, rooms, fault, rate=200, before=100, after=300):
     return published
 
 
+def says_what_broke_and_not_each_thing_that_hung_on_it(log):
+    for link in ("publish", "consume"):
+        down = re.findall(rf" warn amqp\.down link={link} .*? was_up=(\d)", log)
+        assert "1" in down and down.count("0") <= 2 * down.count("1"), down  # attempts follow each other by a second or two, however long it takes
+    assert not re.findall(r" (?:warn|info) (?:amqp\.consumer_lost|shard\.channel_lost) .*", log)
+
+
 @pytest.mark.deadline(240)
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_the_broker_goes_and_comes_back(new_cluster, broker, how):
@@ -45,6 +54,7 @@ def test_the_broker_goes_and_comes_back(new_cluster, broker, how):
     stream = cluster.open_stream("reader", rooms, after=[f"{room}@0:0" for room in rooms])
     traffic_through(cluster, rooms, lambda: ((broker.stop if how == "restart" else broker.kill)(), broker.start()))
     follow_up_to(cluster, stream, rooms)  # a stream does not even notice
+    says_what_broke_and_not_each_thing_that_hung_on_it(cluster.instances[0].log_text())
 
 
 @pytest.mark.deadline(240)
