@@ -251,7 +251,9 @@ static void keyword_add(struct keywords *keywords, const char *keyword, const ch
     keywords->keyword[keywords->n] = keywords->value[keywords->n] = NULL;
 }
 
-PGconn *pg_address_connect(const struct pg_address *address, const struct pg_lookup *lookup, const char *options)
+/* timeout_s: waits for the connection, so long for each address; NULL: begins. */
+static PGconn *address_connect(
+    const struct pg_address *address, const struct pg_lookup *lookup, const char *options, const char *timeout_s)
 {
     static const char *const ours[] = {"host", "hostaddr", "port", "options"};
     const char *theirs = option_get(address, "options", "PGOPTIONS");
@@ -262,7 +264,10 @@ PGconn *pg_address_connect(const struct pg_address *address, const struct pg_loo
     /* The defaults first: of a keyword given twice libpq takes the later one. */
     for (size_t i = 0; i < countof(defaults); i++)
         keyword_add(&keywords, defaults[i].keyword, defaults[i].value);
-    if (address->count > 1 && !option_get(address, "target_session_attrs", "PGTARGETSESSIONATTRS"))
+    if (timeout_s)
+        keyword_add(&keywords, "connect_timeout", timeout_s);
+    if ((address->count > 1 || lookup->found > 1) &&
+        !option_get(address, "target_session_attrs", "PGTARGETSESSIONATTRS"))
         keyword_add(&keywords, "target_session_attrs", "read-write");
     for (const PQconninfoOption *option = address->options; option->keyword; option++) {
         bool skip = !option->val;
@@ -282,10 +287,42 @@ PGconn *pg_address_connect(const struct pg_address *address, const struct pg_loo
         keyword_add(&keywords, "port", ports.p);
         keyword_add(&keywords, "hostaddr", lookup->any_address ? addresses.p : "");
     }
-    connection = PQconnectStartParams(keywords.keyword, keywords.value, 0);
+    connection = timeout_s ? PQconnectdbParams(keywords.keyword, keywords.value, 0)
+                           : PQconnectStartParams(keywords.keyword, keywords.value, 0);
     buf_clear(&hosts);
     buf_clear(&addresses);
     buf_clear(&ports);
     buf_clear(&settings);
+    return connection;
+}
+
+PGconn *pg_address_connect(const struct pg_address *address, const struct pg_lookup *lookup, const char *options)
+{
+    return address_connect(address, lookup, options, NULL);
+}
+
+static void ignore_lookup(struct pg_lookup *lookup, bool found)
+{
+    (void)lookup;
+    (void)found;
+}
+
+PGconn *pg_connect_and_wait(const char *url, const char *options, const char *timeout_s)
+{
+    struct pg_lookup lookup = {.found = 0};
+    struct pg_address *address;
+    PGconn *connection = NULL;
+    uv_loop_t loop;
+
+    if (pg_address_parse(&address, url))
+        return NULL;
+    uv_loop_init(&loop);
+    pg_lookup_start(&lookup, &loop, address, 0, ignore_lookup);
+    uv_run(&loop, UV_RUN_DEFAULT); /* until all names are looked up */
+    uv_loop_close(&loop);
+    if (lookup.found > 0 || address->count == 0)
+        connection = address_connect(address, &lookup, options, timeout_s);
+    pg_lookup_clear(&lookup);
+    pg_address_free(address);
     return connection;
 }

@@ -1,8 +1,9 @@
 /*
  * Where the database is: a connection string made ready for PQconnectStart, which would block the loop while it looks
  * up a name. So every name in it is looked up on the side and given as hostaddr beside host (which stays, for TLS and
- * the password file). Several hosts, target_session_attrs and sslmode keep their meaning; with several hosts and no
- * wish, only the one that can be written to will do. A host inside a service file is the one thing not seen here.
+ * the password file). Several hosts, target_session_attrs and sslmode keep their meaning; with several hosts, or a name
+ * that stands for several, and no wish, only the one that can be written to will do. A host inside a service file is
+ * the one thing not seen here.
  * Thread: the loop's. Library: libpq 15.
  */
 #ifndef ROOMD_BASE_PG_ADDRESS_H
@@ -46,5 +47,9 @@ void pg_lookup_clear(struct pg_lookup *lookup);
 /* Begins to connect to what was found. `options`: settings of the session ("-c name=value ..."); those of the string
  * win. */
 PGconn *pg_address_connect(const struct pg_address *address, const struct pg_lookup *lookup, const char *options);
+
+/* For a program without a loop: connects in the same way and waits for it, so long for each address. NULL: the string is
+ * not understood, or none of its hosts has an address (both are logged); else PQstatus tells. The caller's. */
+PGconn *pg_connect_and_wait(const char *url, const char *options, const char *timeout_s);
 
 #endif

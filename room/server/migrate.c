@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "room/base/pg_address.h"
+
 #define CONNECT_SECONDS "5"
 /* Any number that nobody else uses: two migrates at once take turns. */
 #define LOCK_NUMBER "7236104882711054"
@@ -69,13 +71,12 @@ static void ignore_notice(void *arg, const char *message)
 
 static PGconn *connect_to(const struct config *config, struct buf *why)
 {
-    const char *const words[] = {"dbname", "connect_timeout", "application_name", NULL};
-    const char *const values[] = {config->database_url, CONNECT_SECONDS, "roomd migrate", NULL};
-    PGconn *connection = PQconnectdbParams(words, values, 1);
+    PGconn *connection =
+        pg_connect_and_wait(config->database_url, "-c application_name=roomd\\ migrate", CONNECT_SECONDS);
 
     if (PQstatus(connection) != CONNECTION_OK) {
         buf_text(why, "the database cannot be reached: ");
-        add_words(why, PQerrorMessage(connection));
+        add_words(why, connection ? PQerrorMessage(connection) : "database_url names no host that is known");
         PQfinish(connection);
         return NULL;
     }

@@ -46,10 +46,10 @@ class Pair:
         self.password, self.sql = self.primary.password, self.primary.sql
 
     def url(self, name):
-        return f"postgresql://roomd:{self.password}@127.0.0.1:{self.standby.port},127.0.0.1:{self.primary.port}/{name}?target_session_attrs=read-write"
+        return f"postgresql://roomd:{self.password}@127.0.0.1:{self.standby.port},127.0.0.1:{self.primary.port}/{name}"
 
     def connect(self, name):
-        connection = psycopg2.connect(self.url(name), connect_timeout=2)
+        connection = psycopg2.connect(self.url(name), connect_timeout=2, target_session_attrs="read-write")
         connection.autocommit = True
         return connection
 

@@ -2,6 +2,7 @@
 
 #include "database.h"
 #include "room/base/log.h"
+#include "room/base/pg_address.h"
 
 #define SCHEMA "test_pg"
 
@@ -739,6 +740,42 @@ static void a_host_that_hangs_does_not_hide_the_next(void **state)
     free(hung);
 }
 
+/* As the names were looked up: what libpq is told to want. */
+static void wants(const char *url, int found, const char *expected)
+{
+    struct pg_lookup lookup = {.found = found};
+    struct pg_address *address;
+    PQconninfoOption *options;
+    PGconn *connection;
+
+    assert_int_equal(pg_address_parse(&address, url), ERR_OK);
+    for (int i = 0; i < found; i++) {
+        buf_text(&lookup.hosts, i ? ",db" : "db");
+        buf_text(&lookup.addresses, i ? ",127.0.0.1" : "127.0.0.1");
+        buf_text(&lookup.ports, i ? ",1" : "1");
+    }
+    lookup.any_address = true;
+    connection = pg_address_connect(address, &lookup, "");
+    options = PQconninfo(connection);
+    for (const PQconninfoOption *option = options; option->keyword; option++)
+        if (strcmp(option->keyword, "target_session_attrs") == 0)
+            assert_string_equal(option->val, expected);
+    PQconninfoFree(options);
+    PQfinish(connection);
+    pg_lookup_clear(&lookup);
+    pg_address_free(address);
+}
+
+static void of_several_hosts_and_of_a_name_of_several_the_one_to_write_to_is_wanted(void **state)
+{
+    (void)state;
+    wants("postgresql://db/x", 1, "any");
+    wants("postgresql://db/x", 2, "read-write");
+    wants("postgresql://db,db/x", 2, "read-write");
+    wants("postgresql://db,db/x", 1, "read-write");
+    wants("postgresql://db,db/x?target_session_attrs=any", 2, "any");
+}
+
 static void what_is_no_connection_string_is_refused(void **state)
 {
     struct fixture *f = *state;
@@ -852,6 +889,7 @@ int main(void)
         TEST(a_host_name_is_looked_up_beside_the_loop),
         TEST(of_several_hosts_the_one_that_answers_is_taken),
         TEST(a_host_that_hangs_does_not_hide_the_next),
+        TEST(of_several_hosts_and_of_a_name_of_several_the_one_to_write_to_is_wanted),
         TEST(what_is_no_connection_string_is_refused),
         TEST(a_session_has_our_settings_unless_the_url_says_otherwise),
         TEST(closing_ends_every_query_once),
