@@ -10,6 +10,8 @@
 #include "room/base/ws_frame.h"
 
 #define MAX 131072
+#define MASK "abcd" /* in front of a payload */
+#define BYTES(text) (text), sizeof(text) - 1
 
 static void headers_are_judged_by_the_letter(void **state)
 {
@@ -19,81 +21,36 @@ static void headers_are_judged_by_the_letter(void **state)
         size_t n;
         int64_t expected;
     } table[] = {
-        {"nothing", "", 0, 0},
-        {"half a header", "\x81", 1, 0},
-        {"empty text",
-            "\x81\x80"
-            "abcd",
-            6, 6},
-        {"one byte",
-            "\x81\x81"
-            "abcdX",
-            7, 7},
-        {"payload missing",
-            "\x81\x82"
-            "abcdX",
-            7, 0},
+        {"nothing", BYTES(""), 0},
+        {"half a header", BYTES("\x81"), 0},
+        {"empty text", BYTES("\x81\x80" MASK), 6},
+        {"one byte", BYTES("\x81\x81" MASK "X"), 7},
+        {"payload missing", BYTES("\x81\x82" MASK "X"), 0},
         {"mask missing",
-            "\x81\x81"
-            "ab",
-            4, 0},
-        {"not masked", "\x81\x01X", 3, -1002},
-        {"RSV1",
-            "\xc1\x80"
-            "abcd",
-            6, -1002},
-        {"RSV2",
-            "\xa1\x80"
-            "abcd",
-            6, -1002},
-        {"RSV3",
-            "\x91\x80"
-            "abcd",
-            6, -1002},
-        {"RSV1 in the first byte alone", "\xc1", 1, -1002},
-        {"opcode 3",
-            "\x83\x80"
-            "abcd",
-            6, -1002},
-        {"opcode 7",
-            "\x87\x80"
-            "abcd",
-            6, -1002},
-        {"opcode 11",
-            "\x8b\x80"
-            "abcd",
-            6, -1002},
-        {"opcode 15",
-            "\x8f\x80"
-            "abcd",
-            6, -1002},
-        {"fragmented ping",
-            "\x09\x80"
-            "abcd",
-            6, -1002},
-        {"ping of 126 bytes", "\x89\xfe\x00\x7e", 4, -1002},
-        {"ping",
-            "\x89\x80"
-            "abcd",
-            6, 6},
-        {"pong nobody asked for",
-            "\x8a\x80"
-            "abcd",
-            6, 6},
-        {"length not minimal, 16 bits", "\x81\xfe\x00\x7d", 4, -1002},
-        {"length not minimal, 64 bits", "\x81\xff\x00\x00\x00\x00\x00\x00\xff\xff", 10, -1002},
-        {"length of 2^63", "\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00", 10, -1002},
-        {"length of 2^62", "\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00", 10, -1009},
-        {"larger than allowed, told by the header", "\x81\xff\x00\x00\x00\x00\x00\x02\x00\x01", 10, -1009},
-        {"as large as allowed", "\x81\xff\x00\x00\x00\x00\x00\x02\x00\x00", 10, 0},
-        {"binary",
-            "\x82\x80"
-            "abcd",
-            6, 6},
-        {"continuation",
-            "\x80\x80"
-            "abcd",
-            6, 6},
+            BYTES("\x81\x81"
+                  "ab"),
+            0},
+        {"not masked", BYTES("\x81\x01X"), -1002},
+        {"RSV1", BYTES("\xc1\x80" MASK), -1002},
+        {"RSV2", BYTES("\xa1\x80" MASK), -1002},
+        {"RSV3", BYTES("\x91\x80" MASK), -1002},
+        {"RSV1 in the first byte alone", BYTES("\xc1"), -1002},
+        {"opcode 3", BYTES("\x83\x80" MASK), -1002},
+        {"opcode 7", BYTES("\x87\x80" MASK), -1002},
+        {"opcode 11", BYTES("\x8b\x80" MASK), -1002},
+        {"opcode 15", BYTES("\x8f\x80" MASK), -1002},
+        {"fragmented ping", BYTES("\x09\x80" MASK), -1002},
+        {"ping of 126 bytes", BYTES("\x89\xfe\x00\x7e"), -1002},
+        {"ping", BYTES("\x89\x80" MASK), 6},
+        {"pong nobody asked for", BYTES("\x8a\x80" MASK), 6},
+        {"length not minimal, 16 bits", BYTES("\x81\xfe\x00\x7d"), -1002},
+        {"length not minimal, 64 bits", BYTES("\x81\xff\x00\x00\x00\x00\x00\x00\xff\xff"), -1002},
+        {"length of 2^63", BYTES("\x81\xff\x80\x00\x00\x00\x00\x00\x00\x00"), -1002},
+        {"length of 2^62", BYTES("\x81\xff\x40\x00\x00\x00\x00\x00\x00\x00"), -1009},
+        {"larger than allowed, told by the header", BYTES("\x81\xff\x00\x00\x00\x00\x00\x02\x00\x01"), -1009},
+        {"as large as allowed", BYTES("\x81\xff\x00\x00\x00\x00\x00\x02\x00\x00"), 0},
+        {"binary", BYTES("\x82\x80" MASK), 6},
+        {"continuation", BYTES("\x80\x80" MASK), 6},
     };
     struct ws_frame frame;
 
