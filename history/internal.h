@@ -14,7 +14,7 @@
  *   origin.c   callers on other instances: whom to tell the owner's answer
  *   mark.c     read cursors
  *   make_up.c  the senders' cursors that a killed owner had not written
- *   reader.c, access.c, page.c, unread.c, hide.c   pages of committed entries, facts for callers   (struct reader)
+ *   reader.h   reader.c, long_poll.c, access.c, page.c, unread.c, hide.c: pages of committed entries, facts for callers
  *
  * A turn: uv_check (and uv_prepare, for what timers did) call history_turn, which works through the shards that
  * something happened to since the last one ("dirty"): needs to facts, rows to the writer, acks to the broker.

@@ -1,15 +1,11 @@
 /*
- * Pull: a page of committed entries for a caller, and the long poll.
+ * Pull: a page of committed entries for a caller, at once or when there is news (long_poll.c).
  *
  *   begin ─▶ access (memory, or a query) ─▶ page, and what the account hides ─▶ answer
  *              └ at once with the page where the page does not depend on it   └ too much of it was hidden ─▶ next page
  *   nothing after the cursor, and time left ─▶ wait ─durable news, takeover─▶ begin    (the membership is asked again)
  *                                                └─deadline─▶ answer
  *   the cursor is not the log's ─▶ where is it valid ─▶ page behind that ─▶ answer with reset
- *
- * Waiting costs nothing: rooms tell when something is durable, those of other owners over the feed, which is followed
- * as long as somebody waits for one of theirs. When the feed says that something may have been missed, the heads of the
- * rooms concerned are looked at once, in one query; while an owner is not heard, once a second.
  */
 #include "reader.h"
 
@@ -17,23 +13,6 @@
 #include <stdlib.h>
 
 #include "room/base/log.h"
-
-enum {
-    TICK_MS = 50,       /* of the wheel: a long poll ends at most so late */
-    WHEEL_SLOTS = 2048, /* 102 s a round: above the default poll_wait_max_ms, longer waits stay for another round */
-    LOOK_MS = 1000,
-    LOOK_ROOMS_MAX = 10000,
-    WAITING_MAX = 200000
-};
-
-/* The long polls of one room. */
-struct room_wait {
-    struct map_link by_id;
-    struct list ops;
-    struct str room_id; /* of the first op's pull; moves on when that one leaves */
-    int64_t room_no;    /* 0: not known yet */
-    bool look;          /* news may have been missed */
-};
 
 struct pull_op {
     struct history_pull *pull;
@@ -53,8 +32,8 @@ struct pull_op {
     bool hidden_open, hidden_known;
     uint64_t *hidden_seqs; /* ascending */
     size_t hidden_count;
-    struct entry *
-        *kept; /* the visible ones, in the direction asked, when something is hidden; held; limit + 1 at most */
+    /* The visible ones, in the direction asked, when something is hidden; held; limit + 1 at most. */
+    struct entry **kept;
     size_t kept_count;
     struct cursor newest; /* entry in any page of this round */
 
@@ -63,12 +42,7 @@ struct pull_op {
     bool reset;
     struct cursor reset_to;
 
-    struct room_wait *wait;
-    struct list wait_link;
-    struct list wheel_link;
-    uint64_t deadline_ms;
-    bool waiting;
-    uint64_t news_seq; /* durable, as told since this round began */
+    struct long_poll poll;
 };
 
 /* The steps, in the order they run. */
@@ -82,18 +56,12 @@ static void op_sift(struct pull_op *op, struct entry **entries, size_t count);
 static void op_ask_validity(struct pull_op *op);
 static void op_on_validity(struct history_validity *validity, enum err err);
 static void op_wait(struct pull_op *op);
-static void op_wake(struct pull_op *op);
+static void op_woken(struct long_poll *poll);
 static void op_answer(struct pull_op *op, struct entry **entries, size_t count, bool more);
 static void op_fail(struct pull_op *op, enum err err);
 static void op_free(struct pull_op *op);
 
-static void wait_join(struct pull_op *op);
-static void wait_leave(struct pull_op *op);
-static struct room_wait *find_wait(const struct reader *reader, struct str room_id);
-static void on_tick(uv_timer_t *timer);
 static void on_wake(uv_timer_t *timer);
-static void look_at_heads(struct reader *reader, bool unheard_too);
-static void look_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 
 /* ---------------------------------------------------------------------------------------------------- the reader */
 
@@ -107,11 +75,7 @@ struct reader *reader_open(struct history *history)
     pages_open(reader);
     list_init(&reader->pulls);
     list_init(&reader->pulls_new);
-    map_init(&reader->waits);
-    reader->wheel = xcalloc(WHEEL_SLOTS, sizeof *reader->wheel);
-    for (size_t i = 0; i < WHEEL_SLOTS; i++)
-        list_init(&reader->wheel[i]);
-    uv_timer_init(history->loop, &reader->tick);
+    long_polls_open(reader);
     uv_timer_init(history->loop, &reader->wake);
     reader->handles_open = 2;
     return reader;
@@ -138,10 +102,7 @@ void reader_close(struct reader *reader)
     access_close(reader);
     hidden_close(reader);
     pages_close(reader);
-    if (reader->looking)
-        pg_forget(&reader->look);
-    map_clear(&reader->waits);
-    free(reader->wheel);
+    long_polls_close(reader);
     reader->tick.data = reader->wake.data = reader;
     uv_close((uv_handle_t *)&reader->tick, on_closed);
     uv_close((uv_handle_t *)&reader->wake, on_closed);
@@ -209,11 +170,11 @@ void history_pull(struct history *history, struct history_pull *pull)
     op->validity.done = op_on_validity;
     op->hidden.done = op_on_hidden;
     list_init(&op->asker.link);
-    list_init(&op->wait_link);
-    list_init(&op->wheel_link);
-    if (pull->from == PULL_AFTER && pull->wait_ms > 0 && reader->waits.count < WAITING_MAX) {
-        op->deadline_ms = uv_now(history->loop) + (uint64_t)pull->wait_ms;
-        wait_join(op); /* before the first look, so that no news falls between it and the wait */
+    op->poll = (struct long_poll){.reader = reader, .room_id = pull->room_id, .woken = op_woken};
+    if (pull->from == PULL_AFTER && pull->wait_ms > 0) {
+        op->poll.after_seq = pull->after.seq;
+        op->poll.deadline_ms = uv_now(history->loop) + (uint64_t)pull->wait_ms;
+        long_poll_join(&op->poll); /* before the first look, so that no news falls between it and the wait */
     }
     pull->impl = op;
     reader->pulls_total++;
@@ -246,7 +207,7 @@ static void op_begin(struct pull_op *op)
     const struct room_fact *fact;
     enum err err;
 
-    op->news_seq = 0;
+    op->poll.news_seq = 0;
     op->access_known = op->hidden_known = false;
     forget_kept(op);
     if (access_from_memory(op->reader, &op->access, &err)) {
@@ -303,8 +264,7 @@ static void op_ask_page(struct pull_op *op, int64_t room_no)
     uint64_t first = first_visible(op);
     struct page_key key = {.room_no = room_no, .to = UINT64_MAX, .limit = pull->limit + 1};
 
-    if (op->wait)
-        op->wait->room_no = room_no;
+    long_poll_of_room(&op->poll, room_no);
     if (pull->from == PULL_AFTER) {
         if (!op->reset) {
             op->from_seq = pull->after.seq;
@@ -387,7 +347,7 @@ static void op_after(struct pull_op *op, struct entry **entries, size_t count)
         return;
     }
     more = count > (size_t)pull->limit;
-    if (!count && !op->reset && op->wait) {
+    if (!count && !op->reset && op->poll.room) {
         op_wait(op);
         return;
     }
@@ -469,7 +429,7 @@ static void op_sift(struct pull_op *op, struct entry **entries, size_t count)
         op_ask_next_page(op);
         return;
     }
-    if (!op->kept_count && !op->reset && op->wait) {
+    if (!op->kept_count && !op->reset && op->poll.room) {
         op_wait(op);
         return;
     }
@@ -549,6 +509,32 @@ static void op_answer(struct pull_op *op, struct entry **entries, size_t count, 
     free(kept);
 }
 
+static void op_wait(struct pull_op *op)
+{
+    if (op->poll.news_seq > op->pull->after.seq) { /* came while we looked */
+        op_woken(&op->poll);
+        return;
+    }
+    if (uv_now(op->reader->history->loop) >= op->poll.deadline_ms) {
+        op_answer(op, NULL, 0, false);
+        return;
+    }
+    page_drop(op->page);
+    op->page = NULL;
+    long_poll_wait(&op->poll);
+}
+
+/* News, or the deadline: one more look, whose answer goes out whatever it finds. */
+static void op_woken(struct long_poll *poll)
+{
+    struct pull_op *op = container_of(poll, struct pull_op, poll);
+
+    page_drop(op->page);
+    op->page = NULL;
+    list_push_back(&op->reader->pulls_new, &op->new_link);
+    reader_wake(op->reader);
+}
+
 /* From any state. */
 static void op_free(struct pull_op *op)
 {
@@ -566,244 +552,6 @@ static void op_free(struct pull_op *op)
     free(op->hidden_seqs);
     list_remove(&op->asker.link);
     page_drop(op->page);
-    wait_leave(op);
+    long_poll_leave(&op->poll);
     free(op);
-}
-
-/* ---------------------------------------------------------------------------------------------------- long polls */
-
-static bool wait_is_of(const struct map_link *link, const void *key)
-{
-    const struct room_wait *wait = container_of(link, struct room_wait, by_id);
-
-    return str_eq(wait->room_id, *(const struct str *)key);
-}
-
-static struct room_wait *find_wait(const struct reader *reader, struct str room_id)
-{
-    struct map_link *link = map_find(&reader->waits, map_hash(room_id.p, room_id.n), wait_is_of, &room_id);
-
-    return link ? container_of(link, struct room_wait, by_id) : NULL;
-}
-
-static void wait_join(struct pull_op *op)
-{
-    struct str room_id = op->pull->room_id;
-    struct room_wait *wait = find_wait(op->reader, room_id);
-    struct str shard;
-
-    if (!wait) {
-        wait = xcalloc(1, sizeof *wait);
-        wait->room_id = room_id;
-        list_init(&wait->ops);
-        if (room_id_read(room_id, &shard))
-            feed_wait(op->reader->history->feed, shard, true);
-        map_insert(&op->reader->waits, map_hash(room_id.p, room_id.n), &wait->by_id);
-    }
-    op->wait = wait;
-    list_push_back(&wait->ops, &op->wait_link);
-}
-
-static void off_the_wheel(struct pull_op *op)
-{
-    if (!op->waiting)
-        return;
-    op->waiting = false;
-    list_remove(&op->wheel_link);
-    if (--op->reader->waiting == 0)
-        uv_timer_stop(&op->reader->tick);
-}
-
-static void wait_leave(struct pull_op *op)
-{
-    struct room_wait *wait = op->wait;
-    struct str shard;
-
-    off_the_wheel(op);
-    if (!wait)
-        return;
-    op->wait = NULL;
-    list_remove(&op->wait_link);
-    if (list_empty(&wait->ops)) {
-        if (room_id_read(op->pull->room_id, &shard))
-            feed_wait(op->reader->history->feed, shard, false);
-        map_remove(&op->reader->waits, &wait->by_id);
-        free(wait);
-    } else {
-        wait->room_id = list_entry(wait->ops.next, struct pull_op, wait_link)->pull->room_id;
-    }
-}
-
-static void op_wait(struct pull_op *op)
-{
-    struct reader *reader = op->reader;
-    uint64_t now = uv_now(reader->history->loop);
-
-    if (op->news_seq > op->pull->after.seq) { /* came while we looked */
-        op_wake(op);
-        return;
-    }
-    if (now >= op->deadline_ms) {
-        op_answer(op, NULL, 0, false);
-        return;
-    }
-    page_drop(op->page);
-    op->page = NULL;
-    op->waiting = true;
-    if (reader->waiting++ == 0) {
-        reader->wheel_at = now / TICK_MS;
-        uv_timer_start(&reader->tick, on_tick, TICK_MS, TICK_MS);
-    }
-    list_push_back(&reader->wheel[(op->deadline_ms + TICK_MS - 1) / TICK_MS % WHEEL_SLOTS], &op->wheel_link);
-}
-
-static void op_wake(struct pull_op *op)
-{
-    off_the_wheel(op);
-    page_drop(op->page);
-    op->page = NULL;
-    list_push_back(&op->reader->pulls_new, &op->new_link);
-    reader_wake(op->reader);
-}
-
-static void wake_room(struct room_wait *wait, uint64_t seq)
-{
-    struct pull_op *op;
-
-    list_for_each (op, &wait->ops, wait_link) {
-        if (seq > op->news_seq)
-            op->news_seq = seq;
-        if (op->waiting && seq > op->pull->after.seq)
-            op_wake(op);
-    }
-}
-
-void reader_durable(struct reader *reader, struct str room_id, int64_t room_no, uint64_t seq, uint64_t epoch)
-{
-    struct room_wait *wait = reader->waits.count ? find_wait(reader, room_id) : NULL;
-
-    (void)room_no;
-    (void)epoch;
-    if (wait)
-        wake_room(wait, seq);
-}
-
-/* What was said under another owner reached no one here, so everybody who waits looks once. */
-void reader_epoch(struct reader *reader, struct str shard, uint64_t epoch, bool ours)
-{
-    struct map_link *link = map_next(&reader->waits, NULL);
-
-    (void)epoch;
-    (void)ours;
-    for (; link; link = map_next(&reader->waits, link)) {
-        struct room_wait *wait = container_of(link, struct room_wait, by_id);
-        struct str its_shard;
-
-        if (room_id_read(wait->room_id, &its_shard) && str_eq(its_shard, shard))
-            wake_room(wait, UINT64_MAX);
-    }
-}
-
-/* The deadline: one more look, and its answer goes out whatever it finds. */
-static void on_tick(uv_timer_t *timer)
-{
-    struct reader *reader = container_of(timer, struct reader, tick);
-    uint64_t now = uv_now(reader->history->loop);
-    struct pull_op *op;
-
-    for (; reader->waiting && reader->wheel_at <= now / TICK_MS; reader->wheel_at++) {
-        struct list *slot = &reader->wheel[reader->wheel_at % WHEEL_SLOTS];
-
-        list_for_each (op, slot, wheel_link)
-            if (op->deadline_ms <= now)
-                op_wake(op);
-    }
-    if (reader->waiting && !reader->looking && now >= reader->look_at_ms) {
-        reader->look_at_ms = now + LOOK_MS;
-        look_at_heads(reader, true);
-    }
-}
-
-/* Also those that do not wait yet: their first look may be older than this. */
-void reader_missed(struct reader *reader, struct str shard)
-{
-    struct map_link *link = map_next(&reader->waits, NULL);
-
-    for (; link; link = map_next(&reader->waits, link)) {
-        struct room_wait *wait = container_of(link, struct room_wait, by_id);
-        struct str its_shard;
-
-        wait->look |= room_id_read(wait->room_id, &its_shard) && str_eq(its_shard, shard);
-        reader->look_again |= wait->look;
-    }
-    if (reader->look_again && !reader->looking)
-        look_at_heads(reader, false);
-}
-
-static const struct pg_statement look_statement = {
-    .name = "history_heads",
-    .sql = "SELECT r.room_id, h.last_seq FROM room_head h JOIN room r ON r.room_no = h.room_no WHERE h.room_no = ANY "
-           "($1::bigint[])",
-    .params = 1,
-};
-
-/* Is anything said of it that does not come here? */
-static bool goes_unheard(const struct reader *reader, const struct room_wait *wait)
-{
-    struct str shard;
-
-    return !room_id_read(wait->room_id, &shard) || !history_hears(reader->history, shard);
-}
-
-static void look_at_heads(struct reader *reader, bool unheard_too)
-{
-    struct pg_params params = {0};
-    struct pg_array rooms = {0};
-    struct map_link *link = map_next(&reader->waits, NULL);
-
-    pg_array_reset(&rooms, PG_INT8);
-    for (; link && rooms.count < LOOK_ROOMS_MAX; link = map_next(&reader->waits, link)) {
-        struct room_wait *wait = container_of(link, struct room_wait, by_id);
-
-        if (wait->room_no && (wait->look || (unheard_too && goes_unheard(reader, wait))))
-            pg_array_i64(&rooms, wait->room_no);
-        wait->look &= !wait->room_no;
-    }
-    reader->look_again = link != NULL;
-    if (rooms.count) {
-        reader->looking = true;
-        reader->look = (struct pg_query){.statement = &look_statement, .lane = PG_READ, .done = look_on_rows};
-        pg_param_array(&params, &rooms);
-        pg_submit(reader->history->pg, &reader->look, &params);
-        pg_params_clear(&params);
-    }
-    pg_array_clear(&rooms);
-}
-
-/* With the next tick: the database is away. */
-static void look_at_all_later(struct reader *reader)
-{
-    struct map_link *link = map_next(&reader->waits, NULL);
-
-    for (; link; link = map_next(&reader->waits, link))
-        container_of(link, struct room_wait, by_id)->look = true;
-}
-
-static void look_on_rows(struct pg_query *query, enum err err, const PGresult *result)
-{
-    struct reader *reader = container_of(query, struct reader, look);
-
-    reader->looking = false;
-    if (reader_error(query, err, result)) {
-        look_at_all_later(reader);
-        return;
-    }
-    for (int row = 0; row < PQntuples(result); row++) {
-        struct room_wait *wait = find_wait(reader, pg_get_str(result, row, 0));
-
-        if (wait)
-            wake_room(wait, (uint64_t)pg_get_i64(result, row, 1));
-    }
-    if (reader->look_again)
-        look_at_heads(reader, false);
 }

@@ -1,11 +1,12 @@
 /*
  * What the reading files know of each other.
  *
- *   access.c  facts about a room for a reader, the cache room_id -> room_no, where a cursor is valid
- *   page.c    reads of consecutive entries, shared by all who want the same at the same time
- *   reader.c  Pull, long polls
- *   hide.c    what accounts hide from themselves
- *   unread.c  how much accounts have not read
+ *   reader.c     Pull
+ *   long_poll.c  readers that wait for more
+ *   access.c     facts about a room for a reader, the cache room_id -> room_no, where a cursor is valid
+ *   page.c       reads of consecutive entries, shared by all who want the same at the same time
+ *   hide.c       what accounts hide from themselves
+ *   unread.c     how much accounts have not read
  *
  * Questions of one loop turn leave together at its end (reader_turn). Thread: the loop's.
  */
@@ -69,7 +70,6 @@ void page_drop(struct page *page);
 
 /* -------------------------------------------------------------------------------------------------------- reader */
 
-struct wait_wheel;
 
 struct reader {
     struct history *history;
@@ -104,6 +104,30 @@ struct reader {
     uv_timer_t wake; /* zero: makes sure that the turn comes */
     int handles_open;
 };
+
+/* ---------------------------------------------------------------------------------------------------- long polls */
+
+/* A reader that waits for news of a room. Embedded in it; the first five are its to fill, all else is zero. */
+struct long_poll {
+    struct reader *reader;
+    struct str room_id;   /* good until it has left */
+    uint64_t after_seq;   /* what is durable above it is news */
+    uint64_t deadline_ms; /* loop clock */
+    /* While it waits: there is news, or the deadline has come. It waits no longer then, and may again. */
+    void (*woken)(struct long_poll *poll);
+    uint64_t news_seq;      /* durable, as told since its owner set it to 0 */
+    struct room_wait *room; /* NULL: it has not joined */
+    bool waiting;
+    struct list room_link, wheel_link;
+};
+/* It is told news from now on: before the reader's first look, so that nothing falls between that and the wait. Does
+ * nothing when too many rooms are waited for already. */
+void long_poll_join(struct long_poll *poll);
+void long_poll_leave(struct long_poll *poll);                    /* from any state, also without having joined */
+void long_poll_of_room(struct long_poll *poll, int64_t room_no); /* its room's number, by which heads are asked for */
+void long_poll_wait(struct long_poll *poll);                     /* until news or the deadline; joined ones only */
+void long_polls_open(struct reader *reader);
+void long_polls_close(struct reader *reader);
 
 /* Something is to be done at the end of this turn. */
 void reader_wake(struct reader *reader);

@@ -38,7 +38,7 @@ def test_a_key_in_the_query_is_none(api):
     assert_error(post(api, f"/v1/room/Create?key={api.key}", Authorization=None), 401, "unauthenticated")
 
 
-def test_keys_rotate(new_cluster):
+def test_old_and_new_service_key_are_both_valid(new_cluster):
     cluster = new_cluster(settings={"service_keys": "old:" + "o" * 16 + ", new:" + "n" * 16})
     url = cluster.instances[0].url
     for key, status in (("o" * 16, 200), ("n" * 16, 200), ("old", 401), ("o" * 15, 401), ("o" * 16 + "," + "n" * 16, 401)):
@@ -46,7 +46,7 @@ def test_keys_rotate(new_cluster):
         assert answer.status_code == status, key
 
 
-def test_not_member(api):
+def test_not_member_for_an_account_that_is_not_in_the_room(api):
     room = api.create_room("alice")["room_id"]
     assert api.error("history/Push", room_id=room, sender="eve", kind="text", content="x") == (403, "not_member")
     assert api.error("history/Pull", room_id=room, account_id="eve") == (403, "not_member")
@@ -54,12 +54,12 @@ def test_not_member(api):
     assert (status, code) == (403, "not_member")
 
 
-def test_forbidden(api):
+def test_forbidden_to_add_to_a_direct_room(api):
     room = api.create_room("forbidden-a", "forbidden-b", kind="direct")["room_id"]
     assert api.error("room/AddAccount2Room", room_id=room, account_id="eve") == (403, "forbidden")
 
 
-def test_no_such_room(api):
+def test_no_such_room_whatever_is_asked_of_it(api):
     for method, fields in [("room/Get", {}), ("room/Update", {"name": "x"}), ("room/Remove", {}), ("room/ListAccounts", {}),
             ("room/AddAccount2Room", {"account_id": "a"}), ("room/RmAccountFromRoom", {"account_id": "a"}), ("history/Pull", {}),
             ("history/Push", {"sender": "a", "kind": "text", "content": "x"}), ("room/Mute", {"until": 0}), ("room/SetRole", {"account_id": "a", "role": "admin"}),
@@ -85,19 +85,19 @@ def test_method_not_allowed_says_which_is(api, method, path, allowed):
     assert answer.headers["Allow"] == allowed
 
 
-def test_room_full(api):
+def test_room_full_above_the_member_limit(api):
     room = api.create_room("a", member_limit=1)["room_id"]
     assert api.error("room/AddAccount2Room", room_id=room, account_id="b") == (409, "room_full")
 
 
-def test_conflict(api):
+def test_conflict_for_other_content_under_the_same_id(api):
     room = api.create_room("alice")["room_id"]
     api.push(room, "alice", "one", client_msg_id="c", wait="durable")
     assert api.error("history/Push", room_id=room, sender="alice", kind="text", content="two", client_msg_id="c", wait="durable") == \
         (409, "conflict")
 
 
-def test_room_gone(api):
+def test_room_gone_for_a_message_to_a_removed_room(api):
     room = api.create_room("alice")["room_id"]
     api.ok("room/Remove", room_id=room)
     assert api.error("history/Push", room_id=room, sender="alice", kind="text", content="x") == (410, "room_gone")
@@ -114,7 +114,7 @@ def test_too_large_says_the_limit(api):
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", "multipart/form-data"])
-def test_unsupported_media_type(api, content_type):
+def test_unsupported_media_type_for_what_is_neither_json_nor_messagepack(api, content_type):
     assert_error(post(api, "/v1/room/Create", Content_Type=content_type), 415, "unsupported_media_type")
 
 

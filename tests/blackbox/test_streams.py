@@ -345,7 +345,7 @@ def test_messages_may_be_sent_on_a_websocket(cluster, api, room):
     assert alice.read_message(room)["client_msg_id"] == "c1"
 
 
-def test_subscribe_and_unsubscribe(cluster, api, room):
+def test_unsubscribe_leaves_a_room_and_subscribe_takes_it_up_again(cluster, api, room):
     bob = cluster.open_stream("bob", [room])
     assert bob.request("unsubscribe", {"room_ids": [room]})["type"] == "ack"
     say(api, room, 2)

@@ -147,7 +147,7 @@ def test_a_ticket_does_not_help_who_was_removed(cluster, api, room, transport):
     assert refusal(cluster, ticket, transport) == (4503 if transport == "websocket" else 403, "not_member")
 
 
-def test_without_any_ticket(cluster):
+def test_without_a_ticket_nothing_opens(cluster):
     for transport in HTTP:
         answer = requests.get(f"{cluster.instances[0].url}/v1/stream/{transport}", timeout=10)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthenticated")

@@ -47,7 +47,7 @@ def same_log(client, api, room):
     assert [(entry["seq"], entry["type"], entry.get("message_id")) for entry in shown] == [(entry["seq"], entry["type"], entry.get("message_id")) for entry in log]
 
 
-def test_the_client_by_itself():
+def test_the_client_keeps_its_rules_without_a_network():
     """Without a network: each rule of the client (tests/web/*.test.mjs)."""
     files = sorted(str(path) for path in (roomd.TOP / "tests" / "web").glob("*.test.mjs"))
     done = subprocess.Popen(["node", "--test", *files], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
