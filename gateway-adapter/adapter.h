@@ -3,7 +3,8 @@
  *
  *   client ── connections (adapter_conn) ── calls (adapter_call, adapter_calls)
  *      │                                └── streams (adapter_stream)
- *      └── publisher (adapter_publish) ── link to a broker (adapter_link) ── connection
+ *      └── publisher (adapter_publish) ── bodies (adapter_message)
+ *                                     ├── link to a broker (adapter_link) ── connection
  *                                     └── spool (adapter_spool)
  *
  * Thread: the client's. Time: `now` is the client's monotonic clock in ms, read once a turn.

@@ -11,6 +11,7 @@
  * a turn, so that none comes in the middle of something.
  */
 #include "adapter_link.h"
+#include "adapter_message.h"
 #include "adapter_spool.h"
 
 #include <stdio.h>
@@ -27,9 +28,7 @@ enum {
     NACK_MAX_MS = 1000,
     STEADY_MS = 5000, /* a link that lived shorter counts as a failed attempt */
     RETURN_MS = 3000, /* how often the brokers before the one in use are tried */
-    DRAIN_MS = 2000,  /* how long the old link may take to confirm before the better one is used */
-    SHARD_MAX_BYTES = 8,
-    ROOM_ID_MAX_BYTES = 40
+    DRAIN_MS = 2000   /* how long the old link may take to confirm before the better one is used */
 };
 
 enum place { QUEUED, FLYING, NACKED, HELD, SETTLED };
@@ -55,7 +54,7 @@ struct room {
     struct roomd_link nacked, held; /* messages, in order */
     uint32_t messages, retried, spooled;
     bool retry_flies; /* one refused message at a time */
-    char shard[SHARD_MAX_BYTES + 1], id[ROOM_ID_MAX_BYTES + 1];
+    char shard[ADAPTER_SHARD_MAX_BYTES + 1], id[ADAPTER_ROOM_ID_MAX_BYTES + 1];
 };
 
 struct adapter_publisher {
@@ -774,134 +773,28 @@ bool adapter_publisher_busy(const struct adapter_publisher *publisher)
 
 /* ------------------------------------------------------------------ roomd_send */
 
-static bool id_valid(const char *text, size_t max)
-{
-    size_t n = strlen(text);
-
-    if (n == 0 || n > max || !adapter_utf8_valid(text, n))
-        return false;
-    for (size_t i = 0; i < n; i++) /* C0, DEL, and C1, which begin with 0xc2 in UTF-8 */
-        if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f ||
-            ((unsigned char)text[i] == 0xc2 && (unsigned char)text[i + 1] < 0xa0))
-            return false;
-    return true;
-}
-
-static bool account_valid(const char *account)
-{
-    return id_valid(account, 64) && account[0] != '@';
-}
-
-/* s07.01KC46E0D7X8BQXSRB29FJP960 */
-static bool room_id_valid(const char *id)
-{
-    size_t shard = strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789"), n = strlen(id);
-
-    return shard > 0 && shard <= SHARD_MAX_BYTES && id[shard] == '.' && n == shard + 27 &&
-           strspn(id + shard + 1, "0123456789ABCDEFGHJKMNPQRSTVWXYZ") == 26;
-}
-
-static bool kind_valid(const char *kind)
-{
-    size_t n = strlen(kind);
-
-    return n > 0 && n <= 64 && strspn(kind, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./-") == n;
-}
-
-struct problem {
-    enum roomd_code code;
-    const char *field, *text;
-};
-
-static struct problem message_problem(const struct roomd_message *message)
-{
-    if (!message->room_id || !room_id_valid(message->room_id))
-        return (struct problem){ROOMD_NO_SUCH_ROOM, "room_id", "this text can be no room's id"};
-    if (!message->sender || (!account_valid(message->sender) && strcmp(message->sender, "@system") != 0))
-        return (struct problem){ROOMD_BAD_REQUEST, "sender", "an account is 1 to 64 bytes of UTF-8, and no @ in front"};
-    if (message->kind && !kind_valid(message->kind))
-        return (struct problem){ROOMD_BAD_REQUEST, "kind", "a kind is 1 to 64 of A-Z a-z 0-9 _ . / -"};
-    if (!message->kind && !message->text)
-        return (struct problem){ROOMD_BAD_REQUEST, "kind", "content that is JSON needs a kind"};
-    if (!message->text == !message->content)
-        return (struct problem){ROOMD_BAD_REQUEST, "content", "text or content, and not both"};
-    if (message->text && !adapter_utf8_valid(message->text, strlen(message->text)))
-        return (struct problem){ROOMD_BAD_REQUEST, "content", "the text is not UTF-8"};
-    if (message->content &&
-        !adapter_json_valid(message->content, strlen(message->content), ADAPTER_JSON_CONTENT_DEPTH_MAX))
-        return (struct problem){ROOMD_BAD_REQUEST, "content", "this is not JSON (one value, at most 31 levels)"};
-    if (message->client_msg_id && !id_valid(message->client_msg_id, 64))
-        return (struct problem){ROOMD_BAD_REQUEST, "client_msg_id", "1 to 64 bytes without control characters"};
-    if (message->sent_at < 0)
-        return (struct problem){ROOMD_BAD_REQUEST, "sent_at", "a time is not negative"};
-    if (message->mention_count > 100)
-        return (struct problem){ROOMD_BAD_REQUEST, "mentions", "at most 100"};
-    for (size_t i = 0; i < message->mention_count; i++)
-        if (!message->mentions[i] ||
-            (!account_valid(message->mentions[i]) && strcmp(message->mentions[i], "@all") != 0))
-            return (struct problem){ROOMD_BAD_REQUEST, "mentions", "accounts, or @all"};
-    return (struct problem){ROOMD_OK, NULL, NULL};
-}
-
-static void body_text(struct adapter_buf *body, const char *name, const char *text)
-{
-    adapter_buf_text(body, name);
-    adapter_json_string(body, text, strlen(text));
-}
-
-/* false: the content is larger than the service takes. */
-static bool body_write(
-    struct adapter_publisher *publisher, const struct roomd_send *send, const struct roomd_message *message)
-{
-    struct adapter_buf *body = &publisher->scratch;
-    size_t before;
-
-    body->n = 0;
-    body_text(body, "{\"room_id\":", message->room_id);
-    body_text(body, ",\"sender\":", message->sender);
-    body_text(body, ",\"kind\":", message->kind ? message->kind : "text");
-    body_text(body, ",\"client_msg_id\":", send->client_msg_id);
-    if (message->sent_at)
-        adapter_buf_printf(body, ",\"sent_at\":%lld", (long long)message->sent_at);
-    if (message->quote_seq)
-        adapter_buf_printf(body, ",\"quote_seq\":%llu", (unsigned long long)message->quote_seq);
-    for (size_t i = 0; i < message->mention_count; i++)
-        body_text(body, i ? "," : ",\"mentions\":[", message->mentions[i]);
-    adapter_buf_text(body, message->mention_count ? "]" : "");
-    adapter_buf_text(body, message->transient ? ",\"transient\":true" : "");
-    adapter_buf_text(body, ",\"content\":");
-    before = body->n;
-    if (message->text)
-        adapter_json_string(body, message->text, strlen(message->text));
-    else
-        adapter_buf_text(body, message->content);
-    if (body->n - before > publisher->client->settings.content_max_bytes)
-        return false;
-    adapter_buf_text(body, "}");
-    return true;
-}
-
-static struct problem send_prepare(
+static struct adapter_problem send_prepare(
     struct adapter_publisher *publisher, struct roomd_send *send, const struct roomd_message *message)
 {
     const struct roomd_settings *settings = &publisher->client->settings;
-    struct problem problem = message_problem(message);
+    struct adapter_problem problem = adapter_message_problem(message);
 
     if (problem.code)
         return problem;
     if (message->client_msg_id)
         snprintf(send->client_msg_id, sizeof(send->client_msg_id), "%s", message->client_msg_id);
     else if (!roomd_mint(send->client_msg_id))
-        return (struct problem){ROOMD_UNAVAILABLE, NULL, "the system gives no randomness for a client_msg_id"};
-    if (!body_write(publisher, send, message))
-        return (struct problem){ROOMD_TOO_LARGE, "content", "the content is larger than content_max_bytes"};
+        return (struct adapter_problem){ROOMD_UNAVAILABLE, NULL, "the system gives no randomness for a client_msg_id"};
+    if (!adapter_message_write(&publisher->scratch, message, send->client_msg_id, settings->content_max_bytes))
+        return (struct adapter_problem){ROOMD_TOO_LARGE, "content", "the content is larger than content_max_bytes"};
     if (publisher->counters.pending >= settings->pending_max ||
         publisher->counters.pending_bytes + publisher->scratch.n > settings->pending_max_bytes)
-        return (struct problem){ROOMD_UNAVAILABLE, NULL, "too many messages wait for the broker (pending_max, _bytes)"};
+        return (struct adapter_problem){
+            ROOMD_UNAVAILABLE, NULL, "too many messages wait for the broker (pending_max, _bytes)"};
     roomd_message_id(send->message_id, message->room_id, message->sender, send->client_msg_id);
     if (publisher->scratch.failed || !send->message_id[0]) {
         adapter_buf_clear(&publisher->scratch);
-        return (struct problem){ROOMD_NO_MEMORY, NULL, "out of memory"};
+        return (struct adapter_problem){ROOMD_NO_MEMORY, NULL, "out of memory"};
     }
     return problem;
 }
@@ -909,12 +802,12 @@ static struct problem send_prepare(
 static void send_start(struct adapter_publisher *publisher, struct roomd_send *send, const struct roomd_message *given)
 {
     struct roomd_client *client = publisher->client;
-    struct problem problem = send_prepare(publisher, send, given);
+    struct adapter_problem problem = send_prepare(publisher, send, given);
     struct message *message = NULL;
 
     if (!problem.code && !(message = message_new(publisher, given->room_id, send->message_id, publisher->scratch.p,
                                publisher->scratch.n)))
-        problem = (struct problem){ROOMD_NO_MEMORY, NULL, "out of memory"};
+        problem = (struct adapter_problem){ROOMD_NO_MEMORY, NULL, "out of memory"};
     if (publisher->scratch.capacity > 256 << 10)
         adapter_buf_clear(&publisher->scratch);
     if (given->transient || problem.code)
