@@ -70,7 +70,6 @@ void page_drop(struct page *page);
 
 /* -------------------------------------------------------------------------------------------------------- reader */
 
-
 struct reader {
     struct history *history;
 

@@ -7,7 +7,7 @@ const char help_text[] =
     "  roomd migrate --config FILE     make or update the tables in the database; run it once before the first start\n"
     "                                  and after each update. Running it again, or twice at once, does no harm\n"
     "  roomd check-config --config FILE\n"
-    "                                  say what is wrong with the configuration, or print all settings as they take effect\n"
+    "                                  say what is wrong with the configuration, or print all settings in effect\n"
     "  roomd --help                    this text\n"
     "  roomd --settings                every setting: its default, its bounds, what it does\n"
     "  roomd --version\n"
