@@ -49,8 +49,8 @@ void pg_lookup_clear(struct pg_lookup *lookup);
 PGconn *pg_address_connect(const struct pg_address *address, const struct pg_lookup *lookup, const char *options);
 
 /* For a program without a loop: connects in the same way and waits for it, timeout_s (seconds, as text) for each
- * address. NULL: the string is not understood, or none of its hosts has an address (both are logged); else PQstatus tells. The
- * caller's. */
+ * address. NULL: the string is not understood, or none of its hosts has an address (both are logged); else PQstatus
+ * tells. The caller's. */
 PGconn *pg_connect_and_wait(const char *url, const char *options, const char *timeout_s);
 
 #endif
