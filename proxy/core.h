@@ -551,6 +551,7 @@ struct proxy {
     int handles_open;
     struct list *slots;
     uint32_t slot_count, slot_at, slot_fill, tick_ms;
+    uint32_t turned_at; /* when the wheel last did */
     uint32_t stream_count, told_count, by_transport[TRANSPORTS];
     bool draining, stopping;
     uint64_t drain_until_ms; /* loop clock */

@@ -517,11 +517,34 @@ static void housekeeping(struct proxy *proxy)
     }
 }
 
+static uint32_t later(uint32_t at, uint32_t by, uint32_t now)
+{
+    return now - at > by ? at + by : now;
+}
+
+/* This process stood still, or its machine: that is nobody's silence. What readers sent meanwhile is still to be read,
+ * and they were not pinged. */
+static void pause_check(struct proxy *proxy)
+{
+    uint32_t now = proxy_now(proxy), gap = now - proxy->turned_at;
+    struct stream *stream;
+
+    proxy->turned_at = now;
+    if ((int64_t)gap <= proxy->config->heartbeat_ms / 4)
+        return;
+    for (uint32_t i = 0; i < proxy->slot_count; i++)
+        list_for_each (stream, &proxy->slots[i], wheel_link) {
+            stream->heard_at = later(stream->heard_at, gap, now);
+            stream->write_at = later(stream->write_at, gap, now);
+        }
+}
+
 static void wheel_turns(uv_timer_t *timer)
 {
     struct proxy *proxy = timer->data;
     struct stream *stream;
 
+    pause_check(proxy);
     proxy->slot_at = (proxy->slot_at + 1) % proxy->slot_count;
     list_for_each (stream, &proxy->slots[proxy->slot_at], wheel_link)
         beat(stream);
@@ -548,8 +571,10 @@ void wheel_start(struct proxy *proxy)
         for (uint32_t i = 0; i < proxy->slot_count; i++)
             list_init(&proxy->slots[i]);
     }
-    if (!uv_is_active((uv_handle_t *)&proxy->wheel))
-        uv_timer_start(&proxy->wheel, wheel_turns, proxy->tick_ms, proxy->tick_ms);
+    if (uv_is_active((uv_handle_t *)&proxy->wheel))
+        return;
+    proxy->turned_at = proxy_now(proxy);
+    uv_timer_start(&proxy->wheel, wheel_turns, proxy->tick_ms, proxy->tick_ms);
 }
 
 void wheel_stop(struct proxy *proxy)
