@@ -11,6 +11,7 @@
  */
 #include "core.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -481,6 +482,10 @@ static void room_settle(struct attach_room *room)
 
     if (room->already)
         return;
+    if (!room->sub) { /* the list of the account's rooms did not come: nothing was registered */
+        assert(room->err);
+        return;
+    }
     if (room->sub->left && !room->err)
         room->err = ERR_NOT_MEMBER; /* left since registration: newer than the answer */
     if (room->err) {

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from roomd import parse_cursor, wait_for
+from roomd import Refused, parse_cursor, wait_for
 
 
 def start(new_cluster, **settings):
@@ -84,6 +84,36 @@ def test_while_the_database_is_away_streams_go_on_and_nothing_is_lost(new_cluste
     stream.read_type("durable", room_id=rooms[0], seq=51)
     cluster.check_log(rooms, publisher.confirmed)
     assert published
+
+
+def refusal(cluster, ticket, url, transport, after):
+    try:
+        return cluster.open_with_ticket(ticket, url, transport=transport, after=after).wait_closed()[1]  # a long poll asks in its own time
+    except Refused as refused:
+        return str(refused)
+
+
+@pytest.mark.deadline(120)
+def test_while_the_database_is_away_a_stream_of_all_rooms_is_refused_until_it_is_back(new_cluster, database):
+    cluster, rooms = start(new_cluster)
+    stream = cluster.open_stream("reader", all=True, after=[f"{room}@0:0" for room in rooms])
+    url, ticket = stream.url, stream.ticket
+    cluster.publisher().publish(rooms[0], "p1", content="before")
+    stream.read_seq(rooms[0], 1)
+    stream.close()
+    database.stop("immediate")
+    try:
+        for transport in ("sse", "ndjson", "poll"):
+            assert "503" in refusal(cluster, ticket, url, transport, stream.positions())
+        refused = cluster.open_with_ticket(ticket, url, after=stream.positions())
+        assert refused.read_type("error")["code"] == "unavailable"
+        assert 4000 <= refused.wait_closed()[0] < 4500
+    finally:
+        database.start()
+    wait_for(cluster.instances[0].ready, 30)
+    back = cluster.open_with_ticket(ticket, url, after=stream.positions())
+    cluster.publisher().publish(rooms[0], "p1", content="after")
+    back.read_message(rooms[0], content="after")
 
 
 @pytest.mark.deadline(240)
