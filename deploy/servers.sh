@@ -74,9 +74,10 @@ packages_install() {
 
 # --- ports, waiting, processes ---
 
-# Below the kernel's range for outgoing connections (32768…), so that a port that was noted is still free after a stop.
+# Below the kernel's range for outgoing connections (32768…), so that a port that was noted is still free after a stop. Who holds the UDP port of that number claims it.
 free_port() {
     perl -MIO::Socket::INET -e 'for (1 .. 500) { my $port = 20000 + int rand 10000;
+        IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Proto => "udp") or next;
         IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Listen => 1, ReuseAddr => 1) or next; print "$port\n"; exit 0 } exit 1'
 }
 

@@ -122,14 +122,21 @@ def parse_cursor(cursor):
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # tests run in several processes, each with servers of its own
 
 
+CLAIMS = []  # UDP sockets
+
+
 def free_port():
-    """Below the kernel's range for outgoing connections, and no other worker's, so that it is still free after a restart."""
+    """Below the kernel's range for outgoing connections, and nobody else's for as long as this process lives, so that it is still free after a restart: a UDP socket of the
+    same number claims it. Other tests and deploy/servers.sh look at that."""
     while True:
-        port = random.randrange(20000, 21500) + WORKER % 8 * 1500
+        port, claim = random.randrange(20000, 21500) + WORKER % 8 * 1500, socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            claim.bind(("127.0.0.1", port))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
+            CLAIMS.append(claim)
             return port
+        claim.close()
 
 
 # --- servers ---
