@@ -432,7 +432,7 @@ def figures(run, name, problems):
         "push": {"confirmed": sum(publisher.confirmed for publisher in run.publishers), "repeated": sum((publisher.result or {}).get("repeated", 0) for publisher in run.publishers),
             "calls": sum(caller.attempts for caller in callers), "ok": sum(caller.ok for caller in callers), "unknown": sum(caller.unknown for caller in callers), "fail": sum(len(caller.refused) for caller in callers)},
         "log": {"rows": info["rows"], "voids": info["voids"], "dead": info["dead"], **{kind: counts[kind] for kind in ("lost", "dup", "altered", "phantom", "holes", "reorder", "both", "epoch_back")}},
-        "stream": {"views": run.options.readers + 1 + len(run.coming) + 2, "attaches": info["attaches"], "events": info["events"], "resets": info["resets"], "late_duplicates_unseen": info["late_duplicates_unseen"],
+        "stream": {"views": run.options.readers + 1 + len(run.coming) + 2, "attaches": info["attaches"], "events": info["events"], "resets": info["resets"], "stale_before_a_leave": info["stale_before_a_leave"], "stale_behind_a_leave": info["stale_behind_a_leave"],
             **{kind: counts[kind] for kind in ("gap", "split", "taken_back", "leak", "missed")}},
         "pull": {"entries": info["pulled"], "differ": counts["pull"]}, "answers": {"wrong": counts["answers"]}, "left_in_queues": info["left_in_queues"],
         "availability": {"worst_room_outage_s": round(worst[0], 2), "at_s": round(worst[2], 1), "longest_stream_gap_s": round(max((to - since for gaps in run.gaps.values() for since, to in gaps), default=0.0), 2)},

@@ -91,7 +91,7 @@ class Segment:
     """Entries without a hole: entries[i] stands at seq first + i; each is (epoch, type, message id or None)."""
 
     def __init__(self, first):
-        self.first, self.entries, self.open, self.cuts = first, [], True, 0
+        self.first, self.entries, self.open = first, [], True
 
     @property
     def next(self):
@@ -114,7 +114,7 @@ class View:
         self.shown = {}  # (room, epoch, seq) -> message id: also of what was taken back
         self.events = self.resets = self.attaches = self.voids = 0
         self.on_message = None  # (event)
-        self.arrivals = collections.defaultdict(list)  # rooms that come and go: (seq, when)
+        self.arrivals = collections.defaultdict(list)  # rooms that come and go: (epoch, seq, when)
         self.fresh = set(self.comes_and_goes)  # rooms that may begin without a word: a stream that was just opened begins them at their head
         self.story = collections.defaultdict(lambda: collections.deque(maxlen=1000))  # what led to where a room is, for people
 
@@ -148,8 +148,7 @@ class View:
         """A new connection: what comes now begins where hello says."""
         self.attaches += 1
         self.fresh = {room for room in self.comes_and_goes if not self.at(room)}
-        for room, segments in self.segments.items():
-            segments[-1].cuts += 1
+        for room in self.segments:
             self.story[room].append(f"comes with {self.cursors().get(room)}")
 
     def take(self, event, now=0.0):
@@ -239,7 +238,7 @@ class View:
             self.wrong("split", f"{room} {event['epoch']}:{seq} was {self.shown[room, event['epoch'], seq]} and is {message_id}")
         segment.entries.append((event["epoch"], kind, message_id))
         if room in self.comes_and_goes:
-            self.arrivals[room].append((seq, now))
+            self.arrivals[room].append((event["epoch"], seq, now))
         if kind == "message":
             self._message(room, event)
 
@@ -395,11 +394,10 @@ def check_segment(room, view, segment, log, complete, report):
         stored = log[seq] if seq < len(log) else None
         if stored and stored[:2] == (epoch, kind) and (kind != "message" or stored[2] == uuid_of(message_id)):
             continue
-        if stored and stored[1] == "void" and kind == "message" and segment.cuts > 1:
-            report.info["late_duplicates_unseen"] += 1  # shown early, found to be a repeat while the reader was away
-            continue
-        if stored and not segment.open and room in view.comes_and_goes and stored[0] > epoch:
-            report.info["stale_before_a_leave"] += 1  # shown early and taken back; it was out of the room before it could be told
+        newest = max(entry[0] for entry in segment.entries[seq - segment.first :])
+        if stored and not segment.open and room in view.comes_and_goes and stored[0] > newest:
+            # Shown early and taken back; it was out of the room before it could be told, for nothing of the new epoch reached it.
+            report.info["stale_before_a_leave"] += 1
             break
         report.wrong("gap", f"{view.name}: {room} seq {seq} is {epoch} {kind} {message_id}, the log has {stored}; {view.told(room, seq)}")
         break
@@ -408,10 +406,11 @@ def check_segment(room, view, segment, log, complete, report):
 
 
 def check_membership(connection, room, account, view, gone, member, report, grace_s=3.0):
-    """In a room whose members see only what is said while they are in it: nothing that stands between a leave and the next join was shown later than the grace after the
-    leave was answered. gone: when each call that took it out was answered; member: what the last call left, None when that is not known."""
-    changes = [(row.seq, row.type) for row in rows_of(connection, room) if row.type in (JOINED, LEFT) and f'"{account}"' in row.content]
-    leaves = [seq for seq, kind in changes if kind == LEFT]
+    """In a room whose members see only what is said while they are in it: nothing that stands between a leave and the next join was shown to it. What was shown early under an
+    epoch before the leave's may have stood there; that ends within the grace after the leave was answered. gone: when each call that took it out was answered; member: what the
+    last call left, None when that is not known."""
+    changes = [(row.seq, row.epoch, row.type) for row in rows_of(connection, room) if row.type in (JOINED, LEFT) and f'"{account}"' in row.content]
+    leaves = [seq for seq, _, kind in changes if kind == LEFT]
     if len(leaves) not in (len(gone), len(gone) + (member is None)):
         report.wrong("answers", f"{account} was told {len(gone)} times that it is out of {room}, the log says so {len(leaves)} times")
         return
@@ -420,18 +419,20 @@ def check_membership(connection, room, account, view, gone, member, report, grac
         if member is not None and bool(at.fetchone()[0]) != member:
             report.wrong("answers", f"{account} is {'not ' if member else ''}a member of {room}, the last call said otherwise")
     answered = dict(zip(leaves, gone))
-    for number, (left, kind) in enumerate(changes):
+    for number, (left, epoch, kind) in enumerate(changes):
         if kind == LEFT:
             back = changes[number + 1][0] if number + 1 < len(changes) else 1 << 62
-            check_away(room, view, left, back, answered.get(left, 1e12) + grace_s, report)
+            check_away(room, view, (epoch, left), back, answered.get(left, 1e12) + grace_s, report)
 
 
 def check_away(room, view, left, back, until, report):
-    for seq, when in view.arrivals[room]:
-        if left < seq < back:
-            report.info["after_leave"] += 1
-            if when > until:
-                report.wrong("leak", f"{view.name}: {room} seq {seq} although it left at {left}, {when - until:.2f} s after the time for that")
+    for epoch, seq, when in view.arrivals[room]:
+        if not left[1] < seq < back:
+            continue
+        if epoch >= left[0] or when > until:
+            report.wrong("leak", f"{view.name}: {room} {epoch}:{seq} although it left at {left[0]}:{left[1]}, {when - until:.2f} s after the time for that; {view.told(room, seq)}")
+        else:
+            report.info["stale_behind_a_leave"] += 1
 
 
 def check_acts(connection, acts, report):
