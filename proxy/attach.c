@@ -521,7 +521,8 @@ static void room_describe(const struct attach_room *room, struct buf *out)
     const struct view *view = room->sub->view;
     char from[CURSOR_TEXT_MAX];
 
-    event_head(out, view_room_id(view), view_head(view, room->attach->stream->deliver), view->durable.seq);
+    event_head(out, view_room_id(view), view_head(view, room->attach->stream->deliver),
+        room->unproven ? unproven_mark(view, room->after) : view->durable.seq);
     cursor_write(from, room->valid);
     buf_printf(out, ",\"from\":\"%s\"", from);
 }

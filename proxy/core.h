@@ -249,9 +249,13 @@ struct unproven {
     struct sub *sub;
     struct list link;
     uint64_t epoch;
+    uint64_t marked; /* the durable mark its reader was told */
     uint32_t since;
     bool asked;
 };
+/* The durable mark that may be said to who comes with this cursor before it is proven: of its entries, not of those
+ * that a later owner put in their place. */
+uint64_t unproven_mark(const struct view *view, struct cursor cursor);
 void sub_unproven(struct sub *sub, struct cursor cursor);
 void sub_proven(struct sub *sub);
 void unproven_check(struct proxy *proxy);

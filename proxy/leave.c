@@ -24,20 +24,38 @@ static void recheck_ask(struct recheck *recheck)
     history_ask_access(recheck->proxy->history, &recheck->access);
 }
 
-/* Its streams go on with the room where they were held. */
-static void let_go_on(struct view *view, struct str account)
+/*
+ * It is a member. Its streams go on with the room where they were held; but where members see only what is said while
+ * they are in it, those that stand before a later join lose the room as live ones did, and enter it anew.
+ */
+static void let_go_on(struct proxy *proxy, struct str account, const struct history_access *access)
 {
-    struct audience *audience = audience_find(view->proxy, account);
+    bool enters = false, cut = true;
+    struct audience *audience;
     struct stream *stream;
+    struct view *view;
     struct sub *sub;
 
-    if (!audience)
-        return;
-    list_for_each (stream, &audience->streams, audience_link)
-        if ((sub = sub_find(stream, view)) && sub->held) {
+    while (cut) { /* whoever loses its last room takes view or audience along */
+        cut = false;
+        audience = audience_find(proxy, account);
+        view = view_find(proxy, access->room_id);
+        if (!audience || !view)
+            break;
+        list_for_each (stream, &audience->streams, audience_link) {
+            if (!(sub = sub_find(stream, view)) || !sub->held)
+                continue;
             sub->held = false;
+            if (access->since_join && sub->seq + 1 < access->join_seq) {
+                sub_left(sub, "removed");
+                cut = enters = true;
+                break;
+            }
             sub_behind(sub, sub->seq);
         }
+    }
+    if (enters)
+        enter_room(proxy, account, access->room_id, (struct cursor){UINT64_MAX, access->join_seq - 1});
 }
 
 static void rechecked(struct history_access *access, enum err err)
@@ -52,7 +70,7 @@ static void rechecked(struct history_access *access, enum err err)
     if (view && err)
         account_left(recheck->proxy, account, view, "removed");
     else if (view)
-        let_go_on(view, account);
+        let_go_on(recheck->proxy, account, access);
     list_remove(&recheck->link);
     free(recheck);
 }

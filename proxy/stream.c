@@ -455,7 +455,8 @@ static void ping(struct stream *stream)
 
     buf_printf(&json, "{\"type\":\"ping\",\"at\":%" PRIu64 ",\"heads\":[", proxy_unix_ms(proxy));
     list_for_each (sub, &stream->subs, stream_link) {
-        if (sub->state == SUB_OPENING || proxy_now(proxy) - sub->view->moved_at > since)
+        /* The mark speaks of the log: not yet to whom shows something that may not be in it, or may have left. */
+        if (sub->state == SUB_OPENING || sub->unproven || sub->held || proxy_now(proxy) - sub->view->moved_at > since)
             continue;
         buf_text(&json, first ? "{" : ",{");
         event_head(&json, view_room_id(sub->view), view_head(sub->view, stream->deliver), sub->view->durable.seq);

@@ -246,6 +246,8 @@ static bool push_piece(struct sub *sub, uint64_t upto)
 
 /* --------------------------------------------------------- reset, the end */
 
+static void settle(struct sub *sub);
+
 void sub_reset(struct sub *sub, struct cursor valid)
 {
     struct buf json = {0};
@@ -259,7 +261,7 @@ void sub_reset(struct sub *sub, struct cursor valid)
     buf_char(&json, '}');
     stream_say(sub->stream, buf_str(&json));
     buf_clear(&json);
-    sub_proven(sub); /* where it stands now is in the log */
+    settle(sub); /* where it stands now is in the log */
     if (sub->stream->poll)
         poll_moved(sub->stream, view_room_id(sub->view), valid);
     if (sub->seq > valid.seq)
@@ -299,12 +301,18 @@ void sub_left(struct sub *sub, const char *reason)
 
 /* ------------------------------------------------------- unproven cursors */
 
+uint64_t unproven_mark(const struct view *view, struct cursor cursor)
+{
+    return view->durable.epoch <= cursor.epoch ? view->durable.seq : 0;
+}
+
 void sub_unproven(struct sub *sub, struct cursor cursor)
 {
     struct unproven *unproven = xcalloc(1, sizeof *unproven);
 
     unproven->sub = sub;
     unproven->epoch = cursor.epoch;
+    unproven->marked = unproven_mark(sub->view, cursor);
     unproven->since = proxy_now(sub->stream->proxy);
     list_push_back(&sub->stream->proxy->unproven, &unproven->link);
     sub->unproven = unproven;
@@ -323,6 +331,28 @@ void sub_proven(struct sub *sub)
     free(unproven);
     sub->unproven = NULL;
     sub->view->unproven--;
+}
+
+/* Proven, or reset: what was not said of the mark meanwhile is said now, unless one is due anyway. */
+static void settle(struct sub *sub)
+{
+    const struct view *view = sub->view;
+    struct buf json = {0};
+    uint64_t marked;
+
+    if (!sub->unproven)
+        return;
+    marked = sub->unproven->marked;
+    sub_proven(sub);
+    if (is_durable(sub) || sub->state == SUB_SIGNALLED || view->durable.seq <= marked || !list_empty(&view->mark_link))
+        return;
+    buf_text(&json, "{\"type\":\"durable\",\"room_id\":\"");
+    buf_add_str(&json, view_room_id(view));
+    buf_text(&json, "\",\"seq\":");
+    buf_u64(&json, view->durable.seq);
+    buf_char(&json, '}');
+    stream_say_droppable(sub->stream, buf_str(&json));
+    buf_clear(&json);
 }
 
 static void unproven_checked(struct history_validity *validity, enum err err);
@@ -351,7 +381,7 @@ static bool run_proves(const struct view *view, const struct sub *sub)
 static bool is_proven(struct sub *sub)
 {
     if (run_proves(sub->view, sub)) {
-        sub_proven(sub);
+        settle(sub);
         return true;
     }
     if (!sub->unproven->asked)
@@ -376,10 +406,12 @@ static void unproven_checked(struct history_validity *validity, enum err err)
         unproven_ask(unproven);
         return;
     }
-    sub_proven(sub);
-    if (!good && sub->state != SUB_SIGNALLED)
+    if (!good && sub->state != SUB_SIGNALLED) {
         sub_reset(sub, valid);
-    else if (sub->state == SUB_WAITING)
+        return;
+    }
+    settle(sub);
+    if (sub->state == SUB_WAITING)
         sub_behind(sub, sub->seq);
 }
 

@@ -204,6 +204,44 @@ static void who_left_and_may_have_come_back_waits_until_that_is_known(void **sta
     client_free(alice);
 }
 
+/* Where members see only what is said while they are in it: it was out from 2 to 4. */
+static void alice_comes_back_unheard(struct fake_room *room)
+{
+    room->since_join = true;
+    put_entry(room, ENTRY_LEFT, STR("\"account_ids\":[\"alice\"]"));
+    log_before(room, 2);
+    put_entry(room, ENTRY_JOINED, STR("\"account_ids\":[\"alice\"]"));
+    room->join_seq[0] = room->shown;
+    log_before(room, 1);
+    proxy_missed(world.proxy, STR("s00"));
+    turns(12);
+}
+
+static void who_came_back_unheard_is_not_shown_what_was_said_without_it(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *named = listen_to(room, "alice", DELIVER_EARLY), *all = listen_to(room, "alice", DELIVER_EARLY);
+    struct audience *audience = audience_find(world.proxy, STR("alice"));
+    const char *words;
+
+    (void)state;
+    list_entry(audience->streams.prev, struct stream, audience_link)->all = true;
+    turns(2);
+    transcript(named);
+    transcript(all);
+    alice_comes_back_unheard(room);
+    words = transcript(named);
+    assert_null(strstr(words, "2"));
+    assert_null(strstr(words, "3"));
+    assert_non_null(strstr(words, "room.left"));
+    words = transcript(all);
+    assert_null(strstr(words, "2"));
+    assert_null(strstr(words, "3"));
+    assert_non_null(strstr(words, "room.left room.entered member.joined:4 5"));
+    client_free(named);
+    client_free(all);
+}
+
 static struct client *opening; /* its rooms are asked for until the world ends */
 
 static int world_close_opening(void **state)
@@ -329,6 +367,8 @@ int main(void)
             who_left_while_nothing_was_heard_gets_nothing_behind_the_leave, world_open, world_close),
         cmocka_unit_test_setup_teardown(
             who_left_and_may_have_come_back_waits_until_that_is_known, world_open, world_close),
+        cmocka_unit_test_setup_teardown(
+            who_came_back_unheard_is_not_shown_what_was_said_without_it, world_open, world_close),
         cmocka_unit_test_setup_teardown(
             when_entering_was_missed_the_database_is_asked_once, world_open, world_close_opening),
         cmocka_unit_test_setup_teardown(
