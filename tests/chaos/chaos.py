@@ -396,6 +396,13 @@ class Run:
         if self.own_servers:
             self.servers.close()
 
+    def keep_logs(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for instance in self.cluster.instances:
+            (folder / f"{instance.name}.log").write_text(instance.log_text())
+        for server in (self.servers.database, self.servers.broker):
+            (folder / server.log.name).write_text(server.log.read_text(errors="replace"))
+
     # --- figures ---
 
     def recoveries(self):
