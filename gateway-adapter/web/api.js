@@ -19,31 +19,42 @@ export async function call(path, body, { method = body === undefined ? 'GET' : '
 }
 
 const known = new Map();
-let wanted = new Set(), asking = null;
+const wanted = new Set();
+let asking = false;
+/** names.changed() is called when better ones are known. */
+export const names = { changed() {} };
 
-/** The name of an account, at once; `changed` is called when a better one is known. */
-export function nameOf(account, changed) {
+/** The name of an account, at once. */
+export function nameOf(account) {
     if (account === '@system')
         return 'system';
     if (!known.has(account)) {
         known.set(account, account);
         wanted.add(account);
-        asking ??= Promise.resolve().then(async () => {
-            const ids = [...wanted].slice(0, 100);
-            wanted = new Set([...wanted].slice(100));
-            asking = null;
-            try {
-                const { accounts } = await call(`accounts?ids=${ids.map(encodeURIComponent).join(',')}`);
-                for (const { account_id, name } of accounts)
-                    known.set(account_id, name || account_id);
-                changed?.();
-            } catch {
-                for (const id of ids)
-                    known.delete(id); // asked again when it is shown again
-            }
-        });
+        if (!asking)
+            askNames();
     }
     return known.get(account);
+}
+
+/* All that are wanted in one moment, a hundred at a time. */
+async function askNames() {
+    asking = true;
+    for (await null; wanted.size;) {
+        const ids = [...wanted].slice(0, 100);
+        ids.forEach((id) => wanted.delete(id));
+        try {
+            const { accounts } = await call(`accounts?ids=${ids.map(encodeURIComponent).join(',')}`);
+            for (const { account_id, name } of accounts)
+                known.set(account_id, name || account_id);
+        } catch {
+            for (const id of ids)
+                known.delete(id); // asked again when it is shown again
+            break;
+        }
+    }
+    asking = false;
+    names.changed();
 }
 
 export const find = (match) => call(`accounts?match=${encodeURIComponent(match)}`).then(({ accounts }) => {
@@ -52,6 +63,18 @@ export const find = (match) => call(`accounts?match=${encodeURIComponent(match)}
     return accounts;
 });
 
-export async function upload(file, kind) {
-    return call(`files?kind=${kind}`, null, { method: 'POST', raw: file });
+/** By XMLHttpRequest, which alone tells how far it is: progress(0 to 1). `stop.now` ends it. */
+export function upload(file, kind, progress = () => {}, stop = {}) {
+    return new Promise((resolve, reject) => {
+        const request = new XMLHttpRequest();
+        request.open('POST', `api/files?kind=${kind}`);
+        request.setRequestHeader('X-Requested-With', 'page');
+        request.responseType = 'json';
+        request.upload.onprogress = ({ loaded, total }) => progress(total ? loaded / total : 0);
+        request.onload = () => (request.status === 200 ? resolve(request.response) : reject(new Refused(request.status, request.response?.error)));
+        request.onerror = () => reject(new TypeError('the network cannot be reached'));
+        request.onabort = () => reject(new DOMException('ended', 'AbortError'));
+        stop.now = () => request.abort();
+        request.send(file);
+    });
 }

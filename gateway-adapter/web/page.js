@@ -2,10 +2,10 @@
  * The demo page: conversations on the left, one chat on the right. What a room holds is room-client's affair; the page
  * draws it. Steps: log in · list · open a room · draw · compose · menus and dialogs.
  */
-import { call, find, nameOf, upload } from './api.js';
+import { call, find, nameOf, names, upload } from './api.js';
 import { avatar, body, element, note, summary } from './message.js';
 import { gatewayBackend, RoomClient } from './room-client.js';
-import { language, say, setLanguage, translate } from './words.js';
+import { explain, language, say, setLanguage, translate } from './words.js';
 
 const $ = (id) => document.getElementById(id);
 const state = { me: null, client: null, rooms: new Map(), order: [], open: null, members: [], about: null, picked: null, atEnd: true, loading: false, notes: new Map(), drafts: new Map() };
@@ -13,11 +13,18 @@ const FILE_KINDS = [[/^image\/(png|jpe?g|gif|webp)$/, 'image'], [/^audio\//, 'vo
 
 // ----------------------------------------------------------------------------------------------------- log in
 
-async function begin() {
+function translatePage() {
     translate();
-    for (const button of document.querySelectorAll('.language'))
+    for (const button of document.querySelectorAll('.language')) {
         button.textContent = say('lang');
-    $('text').placeholder = say('write');
+        button.title = button.ariaLabel = say('language');
+    }
+    $('text').placeholder = $('text').ariaLabel = say('write');
+    $('conversations').dataset.empty = say('no_rooms');
+}
+
+async function begin() {
+    translatePage();
     try {
         enter(await call('me'));
     } catch {
@@ -34,7 +41,7 @@ $('login-form').addEventListener('submit', async (event) => {
         enter(await call('login', { account: account.value.trim(), password: password.value }));
         event.target.reset();
     } catch (error) {
-        $('login-problem').textContent = error.status === 401 ? say('wrong') : say('problem', error.message);
+        $('login-problem').textContent = error.status === 401 ? say('wrong') : say('problem', explain(error));
     }
 });
 
@@ -48,17 +55,19 @@ function enter(me) {
     client.on('change', (room) => soon(() => (room === state.open ? drawLog() : null), `log ${room.room_id}`));
     client.on('entry', (event, room) => onEntry(event, room));
     client.on('message', (message, room, event) => onMessage(message, room, event));
+    client.on('older', (entries, room) => entries.forEach((event) => keepNote(event, room)));
     client.on('typing', (room) => room === state.open && drawTyping());
     client.on('read', (_, room) => room === state.open && soon(drawLog, 'log'));
     client.on('entered', () => soon(loadRooms, 'rooms'));
     client.on('left', (room) => leftRoom(room));
+    names.changed = redraw;
     client.on('state', ({ state: now, reason }) => drawConnection(now, reason));
     client.on('open', () => { // what is not in the log may have passed while there was no stream: who read, which rooms there are
         soon(loadRooms, 'rooms');
         if (state.open)
             loadMembers();
     });
-    client.on('sending', (message) => message.sending === 'failed' && toast(message.error?.message ?? say('failed')));
+    client.on('sending', (message) => message.sending === 'failed' && toast(message.error ? say('problem', explain(message.error)) : say('failed')));
     client.start();
     const renew = Math.max(60000, (me.expires_at - Date.now()) / 2);
     state.renewal = setInterval(() => call('refresh', {}).catch(() => {}), Math.min(renew, 2 ** 31 - 1));
@@ -75,7 +84,10 @@ async function logOut() {
 
 function drawConnection(now, reason) {
     $('connection').textContent = say(`s_${now}`);
-    $('connection').className = now === 'open' || now === 'connecting' ? '' : 'bad';
+    const bad = now !== 'open' && now !== 'connecting';
+    $('connection').className = bad ? 'bad' : '';
+    $('offline').hidden = !bad; // on a phone the list, where it stands too, is out of sight
+    $('offline').textContent = say(`s_${now}`);
     if (reason?.code === 'unauthenticated')
         begin().then(() => state.client?.state === 'stopped' && location.reload());
 }
@@ -95,23 +107,37 @@ function soon(run, key) {
 
 async function loadRooms() {
     try {
-        const { rooms } = await call('rooms?limit=200');
-        state.rooms = new Map(rooms.map((room) => [room.room_id, room]));
+        const all = new Map();
+        let next = '';
+        do {
+            const page = await call(`rooms?limit=200${next && `&after=${encodeURIComponent(next)}`}`);
+            for (const room of page.rooms)
+                all.set(room.room_id, room);
+            next = page.next ?? '';
+            if (next) { // the newest are there at once, the rest follows
+                state.rooms = new Map([...state.rooms, ...all]);
+                drawRooms();
+            }
+        } while (next && state.client);
+        state.rooms = all;
+        state.listed = true;
         drawRooms();
         const wanted = decodeURIComponent(location.hash.slice(1));
         if (!state.open && wanted && state.rooms.has(wanted))
             openRoom(wanted);
     } catch (error) {
-        toast(say('problem', error.message));
+        toast(say('problem', explain(error)));
     }
 }
 
-const titleOf = (about) => about.name || (about.peer ? nameOf(about.peer, redraw) : about.room_id.slice(-6));
+const titleOf = (about) => about.name || (about.peer ? nameOf(about.peer) : about.room_id.slice(-6));
 
 function redraw() {
     soon(drawRooms, 'list');
     soon(drawLog, 'log');
     soon(drawHead, 'head');
+    if (state.open)
+        soon(() => state.open && drawTyping(), 'typing');
 }
 
 const clock = (ms) => new Date(ms).toLocaleTimeString(language, { hour: '2-digit', minute: '2-digit' });
@@ -125,17 +151,33 @@ function drawRooms() {
     state.order = all.map((about) => about.room_id);
     const unread = all.reduce((sum, about) => sum + about.unread, 0);
     document.title = unread ? `(${unread}) roomd` : 'roomd';
-    $('conversations').replaceChildren(...all.map((about) => {
-        const last = about.last;
-        const said = last?.type === 'message' ? `${last.sender === state.me ? `${say('you')}: ` : about.peer ? '' : `${nameOf(last.sender, redraw)}: `}${summary(last)}` : (last && note(last)) ?? '';
-        return element('div', { class: 'conversation', role: 'option', id: `room-${about.room_id}`, 'aria-selected': String(about.room_id === state.open?.room_id), onclick: () => openRoom(about.room_id) },
-            avatar(about.peer ?? about.room_id, titleOf(about)),
-            element('div', { class: 'grow' },
-                element('div', { class: 'top' }, element('b', {}, titleOf(about)), element('small', {}, about.last_at ? when(about.last_at) : '')),
-                element('div', { class: 'last' }, element('span', {}, said),
-                    about.mentioned > 0 && element('span', { class: 'badge at' }, '@'),
-                    about.unread > 0 && element('span', { class: 'badge' }, about.unread > 99 ? '99+' : about.unread))));
-    }));
+    $('conversations').classList.toggle('empty', !all.length && !!state.listed);
+    place($('conversations'), all.map(drawConversation));
+    for (const room_id of listed.keys())
+        if (!state.rooms.has(room_id))
+            listed.delete(room_id);
+    const open = listed.get(state.open?.room_id)?.element;
+    $('conversations').setAttribute('aria-activedescendant', open?.id ?? '');
+}
+
+/** Rows whose look has not changed stay as they are: there may be a thousand. */
+const listed = new Map();
+function drawConversation(about) {
+    const last = about.last, open = about.room_id === state.open?.room_id, title = titleOf(about);
+    const said = last?.type === 'message' ? `${last.sender === state.me ? `${say('you')}: ` : about.peer ? '' : `${nameOf(last.sender)}: `}${summary(last)}` : (last && note(last)) ?? say('no_messages');
+    const look = JSON.stringify([title, said, about.last_at && when(about.last_at), about.mentioned > 0, about.unread, open]);
+    const old = listed.get(about.room_id);
+    if (old?.look === look)
+        return old.element;
+    const made = element('div', { class: 'conversation', role: 'option', id: `room-${about.room_id}`, 'aria-selected': String(open), onclick: () => openRoom(about.room_id) },
+        avatar(about.peer ?? about.room_id, title),
+        element('div', { class: 'grow' },
+            element('div', { class: 'top' }, element('b', { title }, title), element('small', {}, about.last_at ? when(about.last_at) : '')),
+            element('div', { class: 'last' }, element('span', {}, said),
+                about.mentioned > 0 && element('span', { class: 'badge at' }, '@'),
+                about.unread > 0 && element('span', { class: 'badge' }, about.unread > 99 ? '99+' : about.unread))));
+    listed.set(about.room_id, { look, element: made });
+    return made;
 }
 
 $('conversations').addEventListener('keydown', (event) => {
@@ -144,6 +186,7 @@ $('conversations').addEventListener('keydown', (event) => {
     if (step && state.order.length) {
         event.preventDefault();
         openRoom(state.order[Math.max(0, Math.min(state.order.length - 1, at + step))], true);
+        listed.get(state.open.room_id)?.element.scrollIntoView({ block: 'nearest' });
     } else if (event.key === 'Enter') {
         $('text').focus();
     }
@@ -158,16 +201,21 @@ function onEntry(event, room) {
         Object.assign(about, { name: event.name ?? about.name, notice: event.notice ?? about.notice, owner: event.owner ?? about.owner });
     if (event.type.startsWith('member.') && room === state.open)
         loadMembers();
-    if (note(event) !== null) {
-        if (!state.notes.has(room.room_id))
-            state.notes.set(room.room_id, []);
-        state.notes.get(room.room_id).push(event);
-    }
+    keepNote(event, room);
     if (event.type === 'message' || note(event) !== null) {
         about.last = event;
         about.last_at = event.at;
         soon(drawRooms, 'list');
     }
+}
+
+/** What stands between the messages, each once. */
+function keepNote(event, room) {
+    if (event.type === 'message' || note(event) === null)
+        return;
+    if (!state.notes.has(room.room_id))
+        state.notes.set(room.room_id, new Map());
+    state.notes.get(room.room_id).set(event.seq, event);
 }
 
 function onMessage(message, room, event) {
@@ -209,6 +257,9 @@ function countUnread(room_id) {
 }
 
 function leftRoom(room) {
+    if (room === state.open && !state.leaving)
+        toast(say('no_longer', titleOf(state.rooms.get(room.room_id) ?? room)));
+    state.leaving = false;
     state.rooms.delete(room.room_id);
     if (room === state.open)
         closeRoom();
@@ -220,14 +271,17 @@ function leftRoom(room) {
 async function openRoom(room_id, stay = false) {
     if (state.open?.room_id === room_id && !$('chat').hidden)
         return;
-    if (state.open)
+    if (state.open && !state.about?.edit) // what is being edited is no draft
         state.drafts.set(state.open.room_id, $('text').value);
-    const room = state.open = state.client.room(room_id);
+    const before = state.open, room = state.open = state.client.room(room_id);
     endAbout();
     endPicking();
     state.atEnd = true;
     state.members = [];
-    location.hash = encodeURIComponent(room_id);
+    if (before)
+        history.replaceState(null, '', `#${encodeURIComponent(room_id)}`);
+    else
+        location.hash = encodeURIComponent(room_id); // so that "back" leads to the list
     $('app').classList.add('in-chat');
     $('chat').hidden = false;
     $('nothing').hidden = true;
@@ -237,13 +291,19 @@ async function openRoom(room_id, stay = false) {
     drawHead();
     drawLog();
     loadMembers();
-    if (!stay)
+    if (!stay && !matchMedia('(hover: none)').matches) // where a keyboard would come up, it waits to be asked
         $('text').focus();
     try {
         if (room.messages.length < 30)
             await room.loadBefore(50);
+        if (room === state.open)
+            drawLog();
+        while (room === state.open && room.hasOlder && $('messages').scrollHeight <= $('log').clientHeight) { // nothing to scroll by yet
+            await room.loadBefore(100);
+            drawLog();
+        }
     } catch (error) {
-        toast(say('problem', error.message));
+        toast(say('problem', explain(error)));
     }
     if (room === state.open) {
         drawLog();
@@ -252,13 +312,24 @@ async function openRoom(room_id, stay = false) {
 }
 
 function closeRoom() {
+    if (state.open && !state.about?.edit)
+        state.drafts.set(state.open.room_id, $('text').value);
     state.open = null;
-    location.hash = '';
+    if (location.hash.length > 1)
+        history.replaceState(null, '', location.pathname);
     $('app').classList.remove('in-chat');
     $('chat').hidden = true;
     $('nothing').hidden = false;
     drawRooms();
 }
+
+addEventListener('hashchange', () => { // "back" and "forward" of the browser, or of the phone
+    const wanted = decodeURIComponent(location.hash.slice(1));
+    if (!wanted && state.open)
+        closeRoom();
+    else if (state.rooms.has(wanted))
+        openRoom(wanted);
+});
 
 function markRead() {
     const room = state.open, about = room && state.rooms.get(room.room_id);
@@ -296,7 +367,7 @@ function drawHead() {
 
 function drawTyping() {
     const who = [...state.open.typists.keys()].filter((account) => account !== state.me);
-    $('typing').textContent = who.length ? say(who.length > 1 ? 'typing_many' : 'typing_one', who.map((account) => nameOf(account, drawTyping)).join(', ')) : '';
+    $('typing').textContent = who.length ? say(who.length > 1 ? 'typing_many' : 'typing_one', who.map((account) => nameOf(account)).join(', ')) : '';
 }
 
 // ------------------------------------------------------------------------------------------------- the log
@@ -312,7 +383,7 @@ function drawLog() {
         return;
     const box = $('log'), fromEnd = box.scrollHeight - box.scrollTop;
     const timeline = [...room.timeline().map((message) => ({ at: message.at, seq: message.seq ?? Infinity, message })),
-        ...(state.notes.get(room.room_id) ?? []).map((event) => ({ at: event.at, seq: event.seq, event }))].sort((a, b) => a.seq - b.seq);
+        ...[...state.notes.get(room.room_id)?.values() ?? []].map((event) => ({ at: event.at, seq: event.seq, event }))].sort((a, b) => a.seq - b.seq);
     const before = drawn.room === room.room_id ? drawn : { last: Infinity, rows: new Map() };
     const now = { room: room.room_id, last: 0, rows: new Map() }, rows = [];
     const others = [...room.reads].filter(([account]) => account !== state.me);
@@ -337,15 +408,19 @@ function drawLog() {
         sender = message.kind === 'tip' ? null : message.sender;
     }
     drawn = now;
+    const focused = document.activeElement?.matches?.('#messages .bubble') && document.activeElement.dataset.id;
     place($('messages'), rows);
+    if (focused && !document.activeElement.matches('.bubble')) // it was drawn anew
+        $('messages').querySelector(`[data-id="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
     box.scrollTop = state.atEnd ? box.scrollHeight : box.scrollHeight - fromEnd;
     $('to-end').hidden = state.atEnd;
 }
 
 function drawRow(old, message, follows, others) {
     const readers = message.sender === state.me && message.seq ? others.filter(([, seq]) => seq >= message.seq).length : 0;
-    const look = JSON.stringify([message.seq, message.state, message.edited_at, follows, language, nameOf(message.sender, redraw), message.state_by,
-        message.quote_seq && summary(state.open.find(message.quote_seq))]);
+    const quoted = message.quote_seq && state.open.find(message.quote_seq);
+    const look = JSON.stringify([message.seq, message.state, message.edited_at, follows, language, nameOf(message.sender), message.state_by && nameOf(message.state_by),
+        quoted && [nameOf(quoted.sender), summary(quoted)]]);
     const end = JSON.stringify([message.sending, readers]);
     const row = old?.look === look && old.message === message ? old : { look, message, element: bubble(message, follows, readers) };
     if (row === old && row.end !== end)
@@ -383,8 +458,8 @@ function bubble(message, follows, readers) {
         oncontextmenu: (event) => { event.preventDefault(); messageMenu(message, event.clientX, event.clientY); },
         onkeydown: (event) => { if (event.key === 'Enter' && event.target === event.currentTarget) { event.preventDefault(); const { left, bottom } = event.target.getBoundingClientRect(); messageMenu(message, left, bottom); } },
         onclick: (event) => (state.picked ? pick(message) : event.detail && !event.target.closest('a,summary,audio,video') && matchMedia('(hover: none)').matches && messageMenu(message, event.clientX, event.clientY)) },
-    !mine && !follows && !state.rooms.get(state.open.room_id)?.peer && element('div', { class: 'who' }, nameOf(message.sender, redraw)),
-    message.quote_seq && !gone && element('div', { class: 'quote', onclick: () => goTo(message.quote_seq) }, quoted ? `${nameOf(quoted.sender, redraw)}: ${summary(quoted)}` : `#${message.quote_seq}`),
+    !mine && !follows && !state.rooms.get(state.open.room_id)?.peer && element('div', { class: 'who' }, nameOf(message.sender)),
+    message.quote_seq && !gone && element('div', { class: 'quote', role: 'button', tabindex: '0', onclick: () => goTo(message.quote_seq), onkeydown: (event) => event.key === 'Enter' && goTo(message.quote_seq) }, quoted ? `${nameOf(quoted.sender)}: ${summary(quoted)}` : `#${message.quote_seq}`),
     body(message, { me: state.me, room_id: state.open.room_id }), foot(message, readers));
     return element('div', { class: `row${mine ? ' mine' : ''}${follows ? ' follows' : ''}` },
         !mine && avatar(message.sender, nameOf(message.sender)), inside);
@@ -394,14 +469,28 @@ function bubble(message, follows, readers) {
 function foot(message, readers) {
     const made = element('div', { class: 'foot' }, message.state === 'edited' ? `${say('edited')} · ` : '', clock(message.at), ' ');
     if (message.sender === state.me && message.content !== undefined)
-        made.append(message.sending === 'failed' ? element('span', { class: 'bad' }, say('failed')) : say(readers ? 'read' : message.sending ?? 'stored'));
+        made.append(message.sending === 'failed' ? element('span', { class: 'bad' }, say('failed'), ' ', element('button', { type: 'button', class: 'plain', onclick: () => state.client.retry(message) }, say('retry'))) : say(readers ? 'read' : message.sending ?? 'stored'));
     return made;
 }
 
-function goTo(seq) {
+/** What is quoted may be far back: as many pages as it takes, within reason. */
+async function goTo(seq) {
+    const room = state.open;
+    try {
+        for (let pages = 0; !room.find(seq) && room.hasOlder && (room.messages[0]?.seq ?? Infinity) > seq && pages < 20; pages++)
+            await room.loadBefore(200);
+    } catch (error) {
+        return toast(say('problem', explain(error)));
+    }
+    if (room !== state.open)
+        return undefined;
+    state.atEnd = false;
+    drawLog();
     const target = $('messages').querySelector(`[data-seq="${seq}"]`);
-    target?.scrollIntoView({ block: 'center' });
-    target?.focus();
+    if (!target)
+        return toast(say('too_far'));
+    target.scrollIntoView({ block: 'center' });
+    return target.focus();
 }
 
 $('log').addEventListener('scroll', async () => {
@@ -412,7 +501,7 @@ $('log').addEventListener('scroll', async () => {
         markRead();
     if (box.scrollTop < 200 && room?.hasOlder && !state.loading) {
         state.loading = true;
-        await room.loadBefore(50).catch((error) => toast(say('problem', error.message)));
+        await room.loadBefore(50).catch((error) => toast(say('problem', explain(error))));
         state.loading = false;
         if (room === state.open)
             drawLog();
@@ -461,11 +550,11 @@ $('compose').addEventListener('submit', (event) => { event.preventDefault(); sub
 
 /** Text with people in it is a rich_text; without, a text. */
 function contentOf(text) {
-    const names = [['all', `@${say('all')}`], ...state.members.map(({ account_id }) => [account_id, `@${nameOf(account_id)}`])].sort((a, b) => b[1].length - a[1].length);
+    const called = [['all', `@${say('all')}`], ...state.members.map(({ account_id }) => [account_id, `@${nameOf(account_id)}`])].sort((a, b) => b[1].length - a[1].length);
     const parts = [];
     let plain = '', found = false;
     for (let at = 0; at < text.length;) {
-        const hit = text[at] === '@' && names.find(([, name]) => text.startsWith(name, at));
+        const hit = text[at] === '@' && !/[\w.-]/.test(text[at - 1] ?? '') && called.find(([, name]) => text.startsWith(name, at));
         if (!hit) {
             plain += text[at++];
             continue;
@@ -498,17 +587,17 @@ async function submit() {
         state.atEnd = true;
         drawLog();
     } catch (error) {
-        toast(say('problem', error.message));
+        toast(say('problem', explain(error)));
     }
 }
 
 function offerMentions() {
-    const text = $('text'), match = /(?:^|\s)@([^\s@]{0,20})$/.exec(text.value.slice(0, text.selectionStart));
+    const text = $('text'), match = /(?<![\w.-])@([^\s@]{0,20})$/.exec(text.value.slice(0, text.selectionStart));
     const about = state.rooms.get(state.open?.room_id);
     const fits = match && !about?.peer ? [['all', say('all')], ...state.members.map(({ account_id }) => [account_id, nameOf(account_id)])]
         .filter(([id, name]) => id !== state.me && name.toLowerCase().startsWith(match[1].toLowerCase())).slice(0, 8) : [];
     $('mentions').hidden = !fits.length;
-    $('mentions').replaceChildren(...fits.map(([, name]) => element('li', {}, element('button', { type: 'button', role: 'option', onclick: () => {
+    $('mentions').replaceChildren(...fits.map(([, name]) => element('li', { role: 'none' }, element('button', { type: 'button', role: 'option', onclick: () => {
         const end = text.selectionStart, start = end - match[1].length;
         text.setRangeText(`${name} `, start, end, 'end');
         $('mentions').hidden = true;
@@ -541,25 +630,62 @@ function editOf(message) {
 
 $('about-end').addEventListener('click', endAbout);
 $('attach').addEventListener('click', () => $('file').click());
-$('file').addEventListener('change', async () => {
+$('file').addEventListener('change', () => {
     const files = [...$('file').files];
     $('file').value = '';
-    for (const file of files)
-        await sendFile(file).catch((error) => toast(`${file.name}: ${error.message}`));
+    sendFiles(files);
 });
 $('log').addEventListener('dragover', (event) => event.preventDefault());
 $('log').addEventListener('drop', (event) => {
     event.preventDefault();
-    for (const file of event.dataTransfer.files)
-        sendFile(file).catch((error) => toast(`${file.name}: ${error.message}`));
+    sendFiles(event.dataTransfer.files);
+});
+$('text').addEventListener('paste', (event) => {
+    if (!event.clipboardData.files.length)
+        return;
+    event.preventDefault();
+    sendFiles(event.clipboardData.files);
 });
 
-async function sendFile(file) {
+/** One after the other, in their order. */
+async function sendFiles(files) {
     const room = state.open;
+    for (const [file, row] of [...files].map((one) => [one, uploadRow(one)]))
+        await sendFile(room, file, row);
+}
+
+/** A file on its way stands above the field: how far it is, what went wrong, and a way out. */
+function uploadRow(file) {
+    const row = element('li', {}, element('span', { class: 'grow' }, file.name), element('progress', { max: 1, value: 0, 'aria-label': file.name }),
+        element('button', { type: 'button', class: 'icon', title: say('cancel'), 'aria-label': say('cancel'), onclick: () => { row.stop.now?.(); row.ended = true; row.remove(); } }, '✕'));
+    row.stop = {};
+    $('uploads').append(row);
+    return row;
+}
+
+async function sendFile(room, file, row) {
+    if (row.ended)
+        return;
     const kind = FILE_KINDS.find(([type]) => type.test(file.type))?.[1] ?? 'file';
     const size = kind === 'image' ? await createImageBitmap(file).then(({ width, height }) => ({ width, height }), () => ({})) : {};
-    const { file_id } = await upload(file, kind);
-    room.send({ file_id, name: file.name, size: file.size, ...size }, { kind });
+    const bar = row.querySelector('progress'), going = (part) => { bar.value = part; };
+    try {
+        // What calls itself a picture and is none that is known goes as a file.
+        const [as, { file_id }] = await upload(file, kind, going, row.stop).then((found) => [kind, found], async (error) => {
+            if (error.code !== 'unsupported_media_type' || kind === 'file')
+                throw error;
+            return ['file', await upload(file, 'file', going, row.stop)];
+        });
+        row.remove();
+        room.send({ file_id, name: file.name, size: file.size, ...(as === 'image' && size) }, { kind: as });
+    } catch (error) {
+        if (row.ended)
+            return;
+        const again = element('button', { type: 'button', class: 'plain', onclick: () => { bad.replaceWith(bar); again.remove(); bar.value = 0; sendFile(room, file, row); } }, say('retry'));
+        const bad = element('span', { class: 'bad', role: 'alert' }, explain(error));
+        bar.replaceWith(bad);
+        bad.after(again);
+    }
 }
 
 // ----------------------------------------------------------------------------------------- menus and dialogs
@@ -568,7 +694,7 @@ function messageMenu(message, x, y) {
     const room = state.open, mine = message.sender === state.me, here = message.content !== undefined;
     const myRole = state.members.find(({ account_id }) => account_id === state.me)?.role;
     const mayRecall = mine || myRole === 'owner' || myRole === 'admin';
-    const run = (promise) => promise.catch((error) => toast(say('problem', error.message)));
+    const run = (promise) => promise.catch((error) => toast(say('problem', explain(error))));
     const items = [
         message.sending === 'failed' && ['retry', () => state.client.retry(message)],
         message.sending === 'failed' && ['discard', () => state.client.discard(message)],
@@ -585,8 +711,10 @@ function messageMenu(message, x, y) {
     openMenu(x, y, items);
 }
 
+let menuFrom = null; // Escape leads back there
 function openMenu(x, y, items) {
     const menu = $('menu');
+    menuFrom = document.activeElement;
     menu.replaceChildren(...items.map(([name, run]) => element('li', { role: 'none' }, element('button', { role: 'menuitem', 'data-do': name, onclick: () => { closeMenu(); run(); } }, say(name)))));
     menu.hidden = false;
     menu.style.left = `${Math.max(8, Math.min(x, innerWidth - menu.offsetWidth - 8))}px`;
@@ -604,7 +732,7 @@ for (const list of [$('menu'), $('mentions')])
         const buttons = [...list.querySelectorAll('button')], at = buttons.indexOf(document.activeElement);
         if (event.key === 'Escape') {
             list.hidden = true;
-            $('text').focus();
+            (list === $('menu') && menuFrom?.isConnected ? menuFrom : $('text')).focus();
         } else if (event.key === 'ArrowDown' || event.key === 'ArrowUp') {
             event.preventDefault();
             buttons[(at + (event.key === 'ArrowDown' ? 1 : buttons.length - 1)) % buttons.length]?.focus();
@@ -639,7 +767,7 @@ async function forwardPicked() {
     const to = list.querySelector(':checked')?.value;
     if (to)
         await call(`rooms/${to}/forward`, { from_room_id: from.room_id, seqs, merged: seqs.length > 1, client_msg_id: crypto.randomUUID?.() ?? String(Math.random()) })
-            .catch((error) => toast(say('problem', error.message)));
+            .catch((error) => toast(say('problem', explain(error))));
 }
 $('forward-picked').addEventListener('click', forwardPicked);
 $('picking-end').addEventListener('click', endPicking);
@@ -664,7 +792,7 @@ function ask(title, inside, agree, { shows = false } = {}) {
 /** A field that finds people, and ticks. */
 function peoplePicker(without = []) {
     const chosen = new Map();
-    const field = element('input', { placeholder: say('find'), 'data-find': true, oninput: () => search() });
+    const field = element('input', { placeholder: say('find'), 'aria-label': say('find'), 'data-find': true, oninput: () => search() });
     const list = element('ul');
     async function search() {
         const found = await find(field.value.trim()).catch(() => []);
@@ -678,7 +806,7 @@ function peoplePicker(without = []) {
 
 async function newChat() {
     const people = peoplePicker();
-    const name = element('input', { placeholder: say('group_name'), maxlength: 80, 'data-name': true });
+    const name = element('input', { placeholder: say('group_name'), 'aria-label': say('group_name'), maxlength: 80, 'data-name': true });
     if (!await ask(say('new_chat'), element('div', {}, name, people.element), say('start')) || !people.chosen.size)
         return;
     const ids = [...people.chosen.keys()];
@@ -689,7 +817,7 @@ async function newChat() {
         await loadRooms();
         openRoom(room.room_id);
     } catch (error) {
-        toast(say('problem', error.message));
+        toast(say('problem', explain(error)));
     }
 }
 
@@ -697,12 +825,13 @@ async function showPeople() {
     const room = state.open, info = state.rooms.get(room.room_id);
     const mine = state.members.find(({ account_id }) => account_id === state.me)?.role;
     const manages = mine === 'owner' || mine === 'admin';
-    const act = (path, fields) => call(`rooms/${room.room_id}/${path}`, fields).then(loadMembers, (error) => toast(say('problem', error.message)));
-    const name = element('input', { value: info.name ?? '', maxlength: 80, disabled: !manages });
+    const act = (path, fields) => call(`rooms/${room.room_id}/${path}`, fields).then(loadMembers, (error) => toast(say('problem', explain(error))));
+    const name = element('input', { value: info.name ?? '', maxlength: 80, disabled: !manages, 'aria-label': say('group') });
     const adding = manages && !info.peer ? peoplePicker(state.members.map(({ account_id }) => account_id)) : null;
     const list = element('ul', {}, ...state.members.map(({ account_id, role }) => element('li', {}, avatar(account_id, nameOf(account_id)), element('span', { class: 'grow' }, nameOf(account_id)), element('small', {}, say(role)),
         !info.peer && (account_id === state.me || (manages && role === 'member')) && element('button', { type: 'button', class: 'plain', onclick: (event) => {
             event.target.closest('li').remove();
+            state.leaving = account_id === state.me;
             act('members/remove', { account_ids: [account_id] });
         } }, say(account_id === state.me ? 'leave' : 'remove')))));
     const agreed = await ask(say('people'), element('div', {}, !info.peer && name, list, adding && element('h2', {}, say('add')), adding?.element), manages && !info.peer ? say('save') : say('close'), { shows: !manages || !!info.peer });
@@ -729,11 +858,9 @@ $('log-out').addEventListener('click', logOut);
 for (const button of document.querySelectorAll('.language'))
     button.addEventListener('click', () => {
         setLanguage(language === 'zh' ? 'en' : 'zh');
-        translate();
-        for (const other of document.querySelectorAll('.language'))
-            other.textContent = say('lang');
-        $('text').placeholder = say('write');
+        translatePage();
         drawn.rows.clear();
+        listed.clear();
         if (state.client)
             drawConnection(state.client.state);
         redraw();

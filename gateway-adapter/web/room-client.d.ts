@@ -190,6 +190,8 @@ export interface Events {
     /** A message shown early was a repeat of an older one. */
     forget: (message: Message, room: Room) => void;
     hidden: (message: Message, room: Room) => void;
+    /** What loadBefore() has found, ascending: messages as they are now, and who came, who left, how the room was called. */
+    older: (entries: RoomEvent[], room: Room) => void;
     /** A message's `sending` changed. */
     sending: (message: Message, room: Room) => void;
     entered: (room: Room) => void;

@@ -975,9 +975,10 @@ class Room {
             return;
         this.messages.splice(at, 0, message);
         this.ids.set(message.message_id, message);
-        if (this.messages.length > this.env.keepMessages * 1.2) {
+        if (at && this.messages.length > this.env.keepMessages * 1.2) { // not those that were paged back to
             for (const old of this.messages.splice(0, this.messages.length - this.env.keepMessages))
                 this.ids.delete(old.message_id);
+            this.loadedFrom = this.messages[0].seq;
             this.hasOlder = true;
         }
     }
@@ -1037,6 +1038,7 @@ class Room {
         if (page.entries.length)
             this.loadedFrom = page.entries[0].seq;
         this.hasOlder = page.more && page.entries.length > 0;
+        this.client.emit('older', entries, this);
         this.markDurable(page.durable_seq ?? 0);
         this.client.emit('change', this);
         return added.map(({ seq }) => this.find(seq));

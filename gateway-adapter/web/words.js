@@ -9,7 +9,10 @@ const words = {
         changed: 'The chat was changed', image: '[image]', voice: '[voice]', video: '[video]', file: '[file]', forwarded: '[forward]', other: '[message]', all: 'everyone', replying: 'Reply to {0}: {1}', editing: 'Edit: {0}',
         picked: '{0} selected', start: 'Begin', group_name: 'Name of the group (for a group)', find: 'Find people', add: 'Add', remove: 'Remove', leave: 'Leave', forward_to: 'Forward to…', nobody: 'nobody yet', read_by: 'Read by',
         s_connecting: 'connecting…', s_open: 'connected', s_waiting: 'no connection – trying again', s_stopped: 'disconnected', today: 'Today', yesterday: 'Yesterday', wrong: 'Account or password is wrong.', problem: 'That did not work: {0}',
-        muted: '{0}: speaking was changed', mention_you: '@', lang: '中', save: 'Save', close: 'Close', owner: 'owner', admin: 'admin', member: '',
+        muted: '{0}: speaking was changed', lang: '中', save: 'Save', close: 'Close', owner: 'owner', admin: 'admin', member: '',
+        language: '切换到中文', you_recalled: 'You recalled a message', gone: 'Recalled message', history: 'Chat history ({0})', history_of: 'Chat history of {0} ({1})', no_rooms: 'No conversations yet. Begin one with +.',
+        no_messages: 'No messages yet', no_longer: 'You are no longer in “{0}”.', too_far: 'That message is too far back, or not for you.', group: 'Name of the group',
+        e_network: 'The network cannot be reached.',
     },
     zh: {
         login_hint: '登录后开始聊天。', account: '账号', password: '密码', log_in: '登录', log_out: '退出登录', new_chat: '发起聊天', back: '返回', people: '成员',
@@ -20,7 +23,12 @@ const words = {
         changed: '聊天信息已更新', image: '[图片]', voice: '[语音]', video: '[视频]', file: '[文件]', forwarded: '[聊天记录]', other: '[消息]', all: '所有人', replying: '回复 {0}：{1}', editing: '编辑：{0}',
         picked: '已选 {0} 条', start: '开始', group_name: '群名称（群聊时填写）', find: '查找联系人', add: '添加', remove: '移除', leave: '退出', forward_to: '转发到…', nobody: '暂无', read_by: '已读',
         s_connecting: '连接中…', s_open: '已连接', s_waiting: '连接已断开，正在重试', s_stopped: '未连接', today: '今天', yesterday: '昨天', wrong: '账号或密码错误。', problem: '操作失败：{0}',
-        muted: '{0} 的发言权限已更改', mention_you: '@', lang: 'EN', save: '保存', close: '关闭', owner: '群主', admin: '管理员', member: '',
+        muted: '{0} 的发言权限已更改', lang: 'EN', save: '保存', close: '关闭', owner: '群主', admin: '管理员', member: '',
+        language: 'Switch to English', you_recalled: '你撤回了一条消息', gone: '已撤回的消息', history: '聊天记录（{0}条）', history_of: '{0}的聊天记录（{1}条）', no_rooms: '还没有会话，点击 + 发起聊天。',
+        no_messages: '还没有消息', no_longer: '你已不在“{0}”中。', too_far: '该消息太早，或你无权查看。', group: '群名称',
+        e_network: '无法连接网络。', e_rate_limited: '操作过于频繁，请稍后再试。', e_unavailable: '服务暂时不可用，请稍后再试。', e_timeout: '请求超时，请重试。', e_too_large: '内容或文件太大。', e_too_late: '已超过可撤回的时间。',
+        e_conflict: '与已有内容冲突。', e_room_gone: '该聊天已关闭。', e_room_full: '人数已满。', e_not_member: '你不在该聊天中。', e_forbidden: '没有权限。', e_no_such_message: '消息不存在。', e_no_such_room: '聊天不存在。',
+        e_unsupported_media_type: '不支持的文件类型。', e_bad_request: '请求有误。', e_unauthenticated: '请重新登录。',
     },
 };
 
@@ -28,6 +36,12 @@ export let language = localStorage.getItem('language') ?? (navigator.language.st
 
 export function say(name, ...values) {
     return (words[language][name] ?? words.en[name] ?? name).replace(/\{(\d)\}/g, (_, i) => values[i]);
+}
+
+/** What went wrong, for people: the service's own sentence says most, but only in English. */
+export function explain(error) {
+    const name = `e_${error?.code ?? (error instanceof TypeError ? 'network' : '')}`;
+    return words[language][name] ?? error?.message ?? String(error);
 }
 
 export function setLanguage(next) {

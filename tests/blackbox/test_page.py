@@ -5,6 +5,7 @@ import io
 import math
 import os
 import pathlib
+import re
 import struct
 import wave
 import zlib
@@ -15,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 import roomd
 from chromium import start_chromium
-from gateway import BaseService, Gateway
+from gateway import WEB, BaseService, Gateway
 from roomd import wait_for
 
 SHOTS = os.environ.get("ROOMD_TEST_SHOTS")  # a folder: pictures of every step go there
@@ -503,3 +504,118 @@ def test_what_was_written_without_a_connection_survives_a_reload(new_cluster, dr
             one.stop()
             one.check()
         link.close()
+
+
+@pytest.mark.deadline(180)
+def test_many_conversations_far_quotes_and_who_came_and_went_are_all_there(site, drivers):
+    cluster, gateway = site
+    user, dave = gateway.user("alice"), gateway.user("dave")
+    for number in range(230):
+        cluster.api.call("room/Create", kind="group", key=f"many-{number}", name=f"Room {number}", members=["alice"])
+    room = user.group("Tea", "bob")
+    user.say(room, "the first word")
+    user.post(f"rooms/{room}/members/add", {"account_ids": ["carol"]})
+    user.post(f"rooms/{room}/update", {"name": "Green tea"})
+    publisher = cluster.publisher()
+    for number in range(300):
+        publisher.publish(room, "bob", "text", f"line {number}", repeat=True)
+    publisher.publish(room, "bob", "text", "as was said", repeat=True, quote_seq=1)
+    wait_for(lambda: user.history(room, limit=1)[0].get("content") == "as was said")
+    alice = Person(drivers[0], gateway, "alice")
+    wait_for(lambda: len(alice.all(".conversation")) == 231, what=lambda: len(alice.all(".conversation")))
+    # By keyboard down the list: what is chosen is in sight, and told to who hears it.
+    alice.run("document.getElementById('conversations').focus()")
+    for _ in range(15):
+        alice.press(Keys.ARROW_DOWN)
+    wait_for(lambda: alice.run("""const list = document.getElementById('conversations'), one = list.querySelector('[aria-selected=true]');
+        const {top, bottom} = one.getBoundingClientRect(), box = list.getBoundingClientRect();
+        return list.getAttribute('aria-activedescendant') === one.id && [...list.children].indexOf(one) >= 14 && top >= box.top - 1 && bottom <= box.bottom + 1"""))
+    alice.shot("many")
+    alice.open_room("Green tea")
+    alice.sees("as was said")
+    assert "the first word" not in alice.said()
+    alice.run("[...document.querySelectorAll('.quote')].at(-1).focus()")
+    alice.press(Keys.ENTER)
+    wait_for(lambda: "the first word" in alice.said() and alice.run("return document.activeElement.dataset.seq") == "1", what=lambda: (alice.said()[:3], alice.text("#toast")))
+    alice.shot("far-quote")
+    assert [text for text in alice.texts(".note")] == ["王芳 joined", "The chat is now called “Green tea”"]
+    # "Back" of the browser leads to the list, and "forward" into the room again.
+    alice.driver.back()
+    wait_for(lambda: not alice.visible("#chat"))
+    alice.driver.forward()
+    wait_for(lambda: alice.visible("#chat"))
+    # Who is taken out is told so; what is being edited does not become a draft.
+    alice.driver.refresh()
+    wait_for(lambda: alice.text("#room-name") == "Green tea")
+    alice.write("mine")
+    wait_for(lambda: "✓" in alice.bubble("mine"))
+    alice.menu("mine", "edit")
+    alice.open_room("Room 3")
+    alice.open_room("Green tea")
+    assert alice.run("return document.getElementById('text').value") == ""
+    cluster.api.call("room/RmAccountFromRoom", room_id=room, account_id="alice")
+    wait_for(lambda: alice.text("#toast") == "You are no longer in “Green tea”.")
+    assert not alice.visible("#chat") and not [line for line in alice.driver.get_log("browser") if "Uncaught" in line["message"]]
+    # Who has nobody yet is told how to begin.
+    eve = Person(drivers[1], gateway, "eve")
+    wait_for(lambda: eve.run("return getComputedStyle(document.getElementById('conversations'), '::before').content") == '"No conversations yet. Begin one with +."')
+    assert dave.get("rooms") == {"rooms": []}
+
+
+@pytest.mark.deadline(180)
+def test_what_fails_says_so_in_the_readers_language_and_may_be_tried_again(new_cluster, drivers, tmp_path):
+    cluster = new_cluster()
+    base = BaseService(cluster, file_max_bytes=2000)
+    gateway = Gateway(cluster, base)
+    alice = Person(drivers[0], gateway, "alice")
+    bob = gateway.user("bob")
+    alice.new_chat("bob")
+    room = bob.direct("alice")
+    for name, data in (("plan.txt", b"the plan"), ("huge.bin", b"x" * 3000), ("no-picture.png", b"not a picture")):
+        (tmp_path / name).write_bytes(data)
+    base.stop()
+    alice.find("#file").send_keys(str(tmp_path / "plan.txt"))
+    wait_for(lambda: "files cannot be reached" in alice.text("#uploads li"), what=lambda: alice.text("#uploads"))
+    alice.shot("upload-failed")
+    base.start()
+    alice.click("#uploads .plain", "Try again")
+    wait_for(lambda: alice.texts(".file b") == ["plan.txt"] and not alice.text("#uploads"))
+    alice.find("#side .language").click()
+    alice.find("#file").send_keys(str(tmp_path / "huge.bin"))
+    wait_for(lambda: "内容或文件太大。" in alice.text("#uploads li"), what=lambda: alice.text("#uploads"))
+    alice.shot("upload-refused")
+    alice.click("#uploads button", "✕")
+    alice.find("#file").send_keys(str(tmp_path / "no-picture.png"))  # it goes as what it is
+    wait_for(lambda: alice.texts(".file b") == ["plan.txt", "no-picture.png"], what=lambda: alice.text("#uploads"))
+    # On a phone too it is seen that there is no connection.
+    with contextlib.ExitStack() as after:
+        after.callback(alice.driver.execute_cdp_cmd, "Emulation.clearDeviceMetricsOverride", {})
+        alice.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 780, "deviceScaleFactor": 2, "mobile": True})
+        gateway.stop()
+        wait_for(lambda: alice.visible("#offline") and alice.text("#offline") == "连接已断开，正在重试", what=lambda: alice.text("#connection"))
+        alice.shot("phone-offline")
+        gateway.start()
+        wait_for(lambda: not alice.visible("#offline"), 30)
+    alice.find("#side .language").click()
+    assert [entry["kind"] for entry in bob.history(room)] == ["file", "file"]
+    for one in (gateway, base):
+        one.check()
+        one.stop()
+        one.check()
+
+
+def test_every_text_stands_out_from_what_is_behind_it():
+    """WCAG 2.1, 1.4.3: 4.5 to 1, in the light and in the dark."""
+    def light(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in (int(digits[at:at + 2], 16) / 255 for at in (0, 2, 4)))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    themes = re.findall(r":root \{(.*?)\}", (WEB / "page.css").read_text(), re.S)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{3,6})\b", theme))
+        for text, behind in [(text, behind) for text in ("ink", "faint", "mark") for behind in ("back", "card", "mine", "theirs", "hover")] + [
+                ("alert", "card"), ("alert", "mine"), ("card", "alert"), ("on-mark", "mark"), ("card", "at"), ("card", "ink")]:
+            bright, dark = sorted((light(colours[text]), light(colours[behind])), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, behind, (bright + 0.05) / (dark + 0.05))
