@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "room/base/clock.h"
 #include "room/base/log.h"
 
 extern char **environ;
@@ -43,7 +44,7 @@ struct running {
     struct gateway gateway;
     uv_loop_t loop;
     uv_signal_t term, interrupt;
-    uv_timer_t drain;
+    uv_timer_t drain, ages;
     bool signals, glued, stopping;
 };
 
@@ -188,11 +189,22 @@ static void on_signal(uv_signal_t *signal, int number)
     uv_timer_start(&running->drain, on_drained, (uint64_t)gateway->settings->drain_ms, 0);
 }
 
+#define AGES_MS 1000 /* how late a stream may end after its session */
+
+/* A session's streams end with it. */
+static void on_ages(uv_timer_t *timer)
+{
+    relays_cut_old(timer->data, clock_unix_ms());
+}
+
 static void listen_for_signals(struct running *running)
 {
     uv_signal_init(&running->loop, &running->term);
     uv_signal_init(&running->loop, &running->interrupt);
     uv_timer_init(&running->loop, &running->drain);
+    uv_timer_init(&running->loop, &running->ages);
+    running->ages.data = &running->gateway.relays;
+    uv_timer_start(&running->ages, on_ages, AGES_MS, AGES_MS);
     running->term.data = running->interrupt.data = running;
     uv_signal_start(&running->term, on_signal, SIGTERM);
     uv_signal_start(&running->interrupt, on_signal, SIGINT);
@@ -249,6 +261,7 @@ static void stop(struct running *running)
         uv_close((uv_handle_t *)&running->term, NULL);
         uv_close((uv_handle_t *)&running->interrupt, NULL);
         uv_close((uv_handle_t *)&running->drain, NULL);
+        uv_close((uv_handle_t *)&running->ages, NULL);
     }
     if (gateway->relays.scratch)
         relays_close(&gateway->relays);

@@ -74,6 +74,7 @@ struct relay {
     bool ending; /* the instance has closed: what is being written is the last */
     void (*ended)(void *arg, void *owner);
     void *owner;
+    uint64_t ends_unix_ms;
     size_t account_n;
     char account[];
 };
@@ -100,6 +101,15 @@ void relays_open(struct relays *relays)
 {
     list_init(&relays->all);
     relays->scratch = xmalloc(SCRATCH_BYTES);
+}
+
+void relays_cut_old(struct relays *relays, uint64_t now_unix_ms)
+{
+    struct relay *relay;
+
+    list_for_each (relay, &relays->all, link)
+        if (relay->ends_unix_ms && relay->ends_unix_ms <= now_unix_ms && relay->state == FLOWING && !relay->ending)
+            relay_end(relay);
 }
 
 void relays_close(struct relays *relays)
@@ -177,6 +187,7 @@ void relay_start(struct relays *relays, struct http_reply *reply, const struct r
     relay->reply = reply;
     relay->ended = given->ended;
     relay->owner = given->owner;
+    relay->ends_unix_ms = given->ends_unix_ms;
     relay->scan.websocket = given->kind == RELAY_WEBSOCKET;
     relay->account_n = given->account.n;
     memcpy(relay->account, given->account.p, given->account.n);

@@ -36,7 +36,9 @@ struct relays {
     uint64_t opened_total, failed_total, next_endpoint_total, bytes_down_total, bytes_up_total;
     char *scratch; /* what is read from instances passes through here */
 };
-void relays_open(struct relays *relays);  /* the settings above are set by the caller */
+void relays_open(struct relays *relays); /* the settings above are set by the caller */
+/* Cuts those whose time is over: who may come again has a newer session. Call it now and then. */
+void relays_cut_old(struct relays *relays, uint64_t now_unix_ms);
 void relays_close(struct relays *relays); /* cuts all; the loop must run until count is 0 */
 
 struct relay_order {
@@ -49,6 +51,7 @@ struct relay_order {
     /* Headers of the frontend's request that go on; empty: not there. */
     struct str websocket_key, websocket_protocols, last_event_id;
     struct str body;                       /* JSON of a POST (SSE, poll); empty: GET */
+    uint64_t ends_unix_ms;                 /* the session's end; 0: none */
     void (*ended)(void *arg, void *owner); /* may be NULL */
     void *owner;
 };

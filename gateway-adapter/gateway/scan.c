@@ -151,7 +151,7 @@ static void unmask(struct buf *text, const char *payload, size_t n, const unsign
 }
 
 /* RFC 6455 5.2, 5.4: a client's frames are masked; control frames may stand between the frames of a message. */
-enum relay_step relay_upstream_step(struct relay_upstream *up, size_t *n)
+static enum relay_step next_frame(struct relay_upstream *up, size_t *n)
 {
     const unsigned char *p = (const unsigned char *)up->held.p + up->message_bytes;
     size_t have = up->held.n - up->message_bytes, header = 6;
@@ -185,10 +185,19 @@ enum relay_step relay_upstream_step(struct relay_upstream *up, size_t *n)
         up->in_message = !(p[0] & 0x80);
     }
     up->message_bytes += header + (size_t)payload;
-    if (up->in_message)
-        return relay_upstream_step(up, n);
     *n = up->message_bytes;
     return RELAY_MESSAGE;
+}
+
+/* A message may come in very many frames: a loop, so that they cost no stack. */
+enum relay_step relay_upstream_step(struct relay_upstream *up, size_t *n)
+{
+    enum relay_step step;
+
+    do
+        step = next_frame(up, n);
+    while (step == RELAY_MESSAGE && up->in_message);
+    return step;
 }
 
 void relay_upstream_clear(struct relay_upstream *up)

@@ -235,8 +235,8 @@ static bool write_target(struct buf *target, struct str path, const struct http_
     return true;
 }
 
-static void start(struct gateway *gateway, const struct address *address, struct http_request *request,
-    struct http_reply *reply, enum relay_kind kind)
+static void start(struct gateway *gateway, const struct session *session, const struct address *address,
+    struct http_request *request, struct http_reply *reply, enum relay_kind kind)
 {
     struct held *held = xcalloc(1, sizeof *held + address->account.n);
     struct buf target = {0};
@@ -250,6 +250,7 @@ static void start(struct gateway *gateway, const struct address *address, struct
         .websocket_protocols = http_header(request, "sec-websocket-protocol"),
         .last_event_id = http_header(request, "last-event-id"),
         .body = request->has_body ? request->body : STR(""),
+        .ends_unix_ms = session->expires_at,
         .ended = on_ended,
         .owner = held,
     };
@@ -350,7 +351,7 @@ void stream_serve(struct gateway *gateway, const struct session *session, struct
     } else if (!limits_stream_begin(gateway->limits, address.account)) {
         stream_refuse(request, reply, kind, ERR_RATE_LIMITED, "too many long connections of this account; close some");
     } else {
-        start(gateway, &address, request, reply, kind);
+        start(gateway, session, &address, request, reply, kind);
     }
     buf_clear(&address.plain);
     buf_clear(&scratch);
@@ -496,30 +497,34 @@ static struct trial *trial_new(struct gateway *gateway, struct relay *relay, str
     return trial;
 }
 
-/* What a client says on its stream is held to the same rules as what it posts. */
+/* What a client says on its stream is held to the same rules as what it posts, and its frames count as requests. */
 void stream_judge(void *arg, struct relay *relay, struct str account, struct str text)
 {
     struct gateway *gateway = arg;
     struct json frame, payload;
     struct buf scratch = {0};
-    struct str room_id;
-    struct trial *trial = NULL;
+    struct str room_id = {NULL, 0};
+    struct trial *trial;
     const char *why;
+    bool whole = json_check(text, &frame, &why) && frame.type == JSON_OBJECT,
+         allowed = limits_request(gateway->limits, account), speaks;
 
-    if (json_check(text, &frame, &why) && frame.type == JSON_OBJECT &&
-        frame_speaks(frame, &scratch, &payload, &room_id))
-        trial = trial_new(gateway, relay, account, room_id);
-    buf_clear(&scratch);
-    if (!trial) {
+    speaks = whole && frame_speaks(frame, &scratch, &payload, &room_id);
+    if (!speaks && allowed) {
+        buf_clear(&scratch);
         relay_judged(relay, true, STR("")); /* nothing is said; what is wrong with it the instance tells */
+        return;
+    }
+    trial = trial_new(gateway, relay, account, speaks ? room_id : STR(""));
+    buf_clear(&scratch);
+    if (whole)
+        buf_add(&trial->req_id, json_get(frame, "req_id").p, json_get(frame, "req_id").n);
+    if (!allowed) {
+        trial_end(trial, "rate_limited", "too many requests; wait a moment");
         return;
     }
     buf_add(&trial->content, json_get(payload, "content").p, json_get(payload, "content").n);
     if (json_get(payload, "kind").type == JSON_STRING)
         buf_add(&trial->kind, json_get(payload, "kind").p + 1, json_get(payload, "kind").n - 2);
-    buf_add(&trial->req_id, json_get(frame, "req_id").p, json_get(frame, "req_id").n);
-    if (!limits_request(gateway->limits, account))
-        trial_end(trial, "rate_limited", "too many messages; wait a moment");
-    else
-        standing_ask(gateway->standings, &trial->standing);
+    standing_ask(gateway->standings, &trial->standing);
 }

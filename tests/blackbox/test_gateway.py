@@ -588,6 +588,21 @@ def test_no_way_of_writing_it_gets_past_a_rule(gateway, strict):
     assert [entry["content"] for entry in alice.history(room) if entry["type"] == "message"] == ["before it was blocked"]
 
 
+def test_a_stream_ends_with_its_session_and_a_newer_session_goes_on(start_gateway):
+    gateway = start_gateway(session_ttl_ms=2500)
+    alice = gateway.user("alice")
+    client = alice.web_client()
+    client.wait_open()
+    frames = alice.frames()
+    frames.until(lambda event: event["type"] == "hello")
+    with pytest.raises(AssertionError, match="closed"):
+        frames.until(lambda event: False)
+    assert alice.refused("POST", "connect", {"all": True}) == (401, "unauthenticated")
+    client.wait(lambda: client.of("state", state="stopped", reason="unauthenticated"))
+    client.close()
+    frames.close()
+
+
 def test_requests_logins_and_streams_of_an_account_are_limited(start_gateway):
     gateway = start_gateway(account_requests_per_s=10, logins_per_minute=3, account_streams_max=2)
     user = gateway.user("alice")
@@ -595,6 +610,12 @@ def test_requests_logins_and_streams_of_an_account_are_limited(start_gateway):
     limited = [answer for answer in answers if answer.status_code == 429]
     assert limited and answers[0].status_code == 200 and int(limited[0].headers["Retry-After"]) >= 1 and limited[0].json()["error"]["code"] == "rate_limited"
     assert gateway.user("bob").get("me")["account_id"] == "bob"
+    wait_for(lambda: user.ask("GET", "me").status_code == 200)
+    frames = wait_for(user.frames, every=0.3)
+    for number in range(60):
+        frames.send_text(json.dumps({"type": "message.recall", "req_id": f"many-{number}", "payload": {"room_id": "s00.none", "seq": 1}}))
+    assert frames.until(lambda event: event.get("code") == "rate_limited")["req_id"].startswith("many-")
+    frames.close()
     wait_for(lambda: user.ask("GET", "me").status_code == 200)
     codes = [requests.post(f"{gateway.url}/api/login", json={"account": "carol", "password": "wrong"}, headers={"X-Requested-With": "x"}, timeout=10).status_code
         for _ in range(5)]
