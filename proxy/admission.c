@@ -53,9 +53,11 @@ uint32_t admission_later_ms(struct proxy *proxy)
     if (rate_per_s(proxy)) {
         pass(proxy);
         admission->waiting += MILLI;
+        if (admission->waiting > LATER_MAX_MS * rate_per_s(proxy)) /* who does not wait at all is not waited for */
+            admission->waiting = LATER_MAX_MS * rate_per_s(proxy);
         turn_ms = admission->waiting / rate_per_s(proxy);
     }
-    return (uint32_t)(turn_ms > LATER_MAX_MS ? LATER_MAX_MS : turn_ms) + random % SPREAD_MS + 1;
+    return (uint32_t)turn_ms + random % SPREAD_MS + 1;
 }
 
 bool proxy_overloaded(struct proxy *proxy)

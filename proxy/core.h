@@ -541,6 +541,8 @@ struct proxy {
     struct list followed_idle;
     struct entering *entering;
     struct admission admission;
+    bool said_full;   /* that it takes no more streams */
+    uint32_t full_at; /* when it last was so */
     struct map typings;
     struct list typings_by_age;
     struct map reads;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #define EPHEMERAL_MAX_BYTES (256 * 1024) /* of one room in one turn */
+#define FULL_OVER_MS 10000
 
 static void turn_end(struct proxy *proxy);
 static void on_prepare(uv_prepare_t *prepare);
@@ -148,13 +149,28 @@ static void proxy_free_when_empty(struct proxy *proxy)
 
 /* -------------------------------------------------------- the end of a turn */
 
+/* In a storm it is full and not full many times a second: its end is told when it has been over for a while. */
+static void load_tell(struct proxy *proxy)
+{
+    bool full = proxy_overloaded(proxy);
+
+    cluster_set_load(proxy->cluster, proxy->stream_count, full);
+    if (full)
+        proxy->full_at = proxy_now(proxy);
+    if (full == proxy->said_full || (!full && proxy_now(proxy) - proxy->full_at < FULL_OVER_MS))
+        return;
+    proxy->said_full = full;
+    log_at(full ? LOG_WARN : LOG_INFO, "proxy.full", "step=%s streams=%" PRIu32 " refused=%" PRIu64,
+        full ? "begin" : "end", proxy->stream_count, proxy->count.refused);
+}
+
 static void turn_end(struct proxy *proxy)
 {
     struct list *link;
 
     if (proxy->stopping)
         return;
-    cluster_set_load(proxy->cluster, proxy->stream_count, proxy_overloaded(proxy));
+    load_tell(proxy);
     attach_batches(proxy);
     while ((link = list_pop_front(&proxy->dirty_views))) {
         struct view *view = list_entry(link, struct view, dirty_link);

@@ -157,6 +157,7 @@ def test_a_storm_is_let_in_bit_by_bit_and_sent_elsewhere(new_cluster):
         return [endpoint["url"] for endpoint in second.api.ok("history/PullByActiveConnection", account_id="bob", rooms=[{"room_id": room}])["endpoints"]]
 
     wait_for(lambda: offered() == [second.url], what="an instance that turns streams away is not named")
+    assert first.log_text().count(" proxy.full step=begin ") == 1  # however many are turned away
     wait_for(lambda: set(offered()) == {first.url, second.url}, deadline=20, what="it is named again when their turn is over")
     api.push(room, "ada", "hello")
     for stream in streams:

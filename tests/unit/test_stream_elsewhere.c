@@ -318,6 +318,8 @@ static void those_who_are_sent_away_come_back_at_the_rate_and_not_in_step(void *
     for (int i = 0; i < 20 && later == last; i++)
         later = admission_later_ms(world.proxy);
     assert_int_not_equal(later, last);
+    /* Who comes again at once, however often, keeps nobody else away for longer than anybody is told to wait. */
+    assert_in_range(world.proxy->admission.waiting / 100, 14000, 15000);
 }
 
 static void streams_that_open_together_ask_the_database_together(void **state)
