@@ -279,8 +279,9 @@ def test_every_confirmed_message_is_in_the_log_once_and_in_order_though_the_brok
     rooms = [cluster.api.create_room("alice")["room_id"] for _ in range(20)]
     broker.settle()
     sender = Sender(cluster, rooms, 12_000, window=1000, send_ms=120_000, rate=1000)
-    for share in (1_000, 4_500, 8_000):
-        roomd.wait_for(lambda: len(sender.answers()) >= share, 120)
+    for _ in range(3):  # each time it has come back: counted from there, for a loaded machine may see a fixed share late
+        before = len(sender.answers())
+        roomd.wait_for(lambda: len(sender.answers()) >= before + 2_000, 120)
         broker.kill(settle=False)
         broker.start()
     report = sender.finish(180)
