@@ -261,6 +261,20 @@ class Run:
     def all_owned(self):
         return sum(map(len, self.owned().values())) >= self.cluster.settings["shard_count"]
 
+    def settled(self, still_s=2.5):
+        """The shards are spread, and stay where they are: even shares come about before the last of the moves, which follow each other within a beat."""
+        self.cluster.wait_spread()
+        last, since = None, 0.0
+
+        def still():
+            nonlocal last, since
+            now = self.owned()
+            if now != last:
+                last, since = now, time.monotonic()
+            return time.monotonic() - since >= still_s
+
+        roomd.wait_for(still, 30, every=0.2, what="shards move on and on")
+
     def reached(self):
         best = collections.Counter()
         for rooms in self.readers.reached().values():
