@@ -195,7 +195,10 @@ class Run:
         for number in range(options.instances):
             self.add(ready=False, program=options.programs[number] if number < len(options.programs) else None)
         for instance in self.cluster.instances:
-            instance.wait_ready()
+            if not options.programs:
+                instance.wait_ready()
+        if options.programs:  # builds from before shards were spread stand by, and say so
+            roomd.wait_for(lambda: any(instance.ready() for instance in self.cluster.instances), 30, what="none of the earlier build is ready")
         senders = [f"p{n}" for n in range(options.publishers)] + ["h0", "h1"]
         self.coming = [f"c{n}" for n in range(2 if options.members_change else 0)]
         api = self.cluster.api
