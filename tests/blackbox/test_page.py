@@ -2,6 +2,7 @@
 import base64
 import contextlib
 import io
+import json
 import math
 import os
 import pathlib
@@ -598,6 +599,35 @@ def test_what_fails_says_so_in_the_readers_language_and_may_be_tried_again(new_c
         wait_for(lambda: not alice.visible("#offline"), 30)
     alice.find("#side .language").click()
     assert [entry["kind"] for entry in bob.history(room)] == ["file", "file"]
+    for one in (gateway, base):
+        one.check()
+        one.stop()
+        one.check()
+
+
+@pytest.mark.deadline(180)
+def test_a_refused_message_stays_marked_until_it_is_sent_again_or_thrown_away(new_cluster, drivers, tmp_path):
+    cluster = new_cluster()
+    (tmp_path / "policy.json").write_text(json.dumps({"words": ["forbidden word"]}))
+    base = BaseService(cluster)
+    gateway = Gateway(cluster, base, policy_file=tmp_path / "policy.json")
+    alice = Person(drivers[0], gateway, "alice")
+    alice.new_chat("bob")
+    alice.write("a forbidden word")
+    wait_for(lambda: "not sent" in alice.bubble("a forbidden word"), what=lambda: alice.texts("#messages .bubble"))
+    assert "this message holds a word that is not allowed here" in alice.text("#toast")
+    alice.write("fine")
+    wait_for(lambda: "✓" in alice.bubble("fine"))
+    alice.shot("refused")
+    alice.click("#messages .foot button", "Try again")
+    wait_for(lambda: "not sent" in alice.bubble("a forbidden word"))
+    gateway.stop()
+    (tmp_path / "policy.json").write_text("{}")
+    gateway.start()
+    wait_for(lambda: alice.text("#connection") == "connected", 30)
+    alice.click("#messages .foot button", "Try again")
+    wait_for(lambda: "✓" in alice.bubble("a forbidden word"))
+    assert alice.said() == ["fine", "a forbidden word"]
     for one in (gateway, base):
         one.check()
         one.stop()
