@@ -105,7 +105,9 @@ function soon(run, key) {
 
 // ------------------------------------------------------------------------------------------------- the list
 
+let loading = 0;
 async function loadRooms() {
+    const turn = ++loading; // one that began later knows better
     try {
         const all = new Map();
         let next = '';
@@ -113,21 +115,30 @@ async function loadRooms() {
             const page = await call(`rooms?limit=200${next && `&after=${encodeURIComponent(next)}`}`);
             for (const room of page.rooms)
                 all.set(room.room_id, room);
+            if (turn !== loading)
+                return;
             next = page.next ?? '';
-            if (next) { // the newest are there at once, the rest follows
-                state.rooms = new Map([...state.rooms, ...all]);
-                drawRooms();
-            }
+            if (next) // the newest are there at once, the rest follows
+                listRooms(new Map([...state.rooms, ...all]));
         } while (next && state.client);
-        state.rooms = all;
         state.listed = true;
-        drawRooms();
-        const wanted = decodeURIComponent(location.hash.slice(1));
-        if (!state.open && wanted && state.rooms.has(wanted))
-            openRoom(wanted);
+        listRooms(all);
     } catch (error) {
         toast(say('problem', explain(error)));
     }
+}
+
+function listRooms(rooms) {
+    for (const [room_id, about] of rooms) { // what came by the stream meanwhile is newer
+        const { last, last_at } = state.rooms.get(room_id) ?? {};
+        if (last_at > about.last_at)
+            Object.assign(about, { last, last_at });
+    }
+    state.rooms = rooms;
+    drawRooms();
+    const wanted = decodeURIComponent(location.hash.slice(1));
+    if (!state.open && wanted && state.rooms.has(wanted))
+        openRoom(wanted);
 }
 
 const titleOf = (about) => about.name || (about.peer ? nameOf(about.peer) : about.room_id.slice(-6));
@@ -264,6 +275,7 @@ function leftRoom(room) {
     if (room === state.open)
         closeRoom();
     drawRooms();
+    soon(loadRooms, 'rooms');
 }
 
 // ------------------------------------------------------------------------------------------------ one room
