@@ -123,10 +123,12 @@ struct shard {
     struct sequencer *sequencer;    /* NULL once GONE */
     struct amqp_consumer *consumer; /* NULL: no channel */
 
-    uint64_t looking;      /* number of the passive declare on its way; 0: none */
-    uint64_t next_look_ms; /* loop clock */
-    uint64_t taken_at_ms;  /* loop clock */
-    bool complained;       /* about somebody else who goes on consuming */
+    uint64_t looking;        /* number of the passive declare on its way; 0: none */
+    uint64_t next_look_ms;   /* loop clock */
+    uint64_t taken_at_ms;    /* loop clock */
+    uint64_t waits_since_ms; /* for its queue: since it was taken, or its channel lost */
+    uint64_t busy_since_ms;  /* somebody else has been seen to consume it; 0: not while it waits */
+    bool complained;         /* about that */
 
     /* inbox */
     size_t unpersisted_bytes; /* as of the last turn */

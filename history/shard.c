@@ -90,7 +90,7 @@ static struct shard *shard_new(struct history *history, struct str name, uint64_
     memcpy(shard->name, name.p, name.n);
     snprintf(shard->queue, sizeof shard->queue, "roomd.shard.%s", shard->name);
     shard->epoch = epoch;
-    shard->taken_at_ms = uv_now(history->loop);
+    shard->taken_at_ms = shard->waits_since_ms = uv_now(history->loop);
     list_init(&shard->dirty_link);
     list_init(&shard->facts_link);
     list_init(&shard->write_link);
@@ -159,6 +159,11 @@ static void shard_enter(struct shard *shard, enum shard_state next)
     log_debug("shard.state", "shard=%s epoch=%" PRIu64 " from=%s to=%s", shard->name, shard->epoch,
         state_name[shard->state], state_name[next]);
     shard->state = next;
+    if (next != SHARD_WAITING)
+        return;
+    shard->waits_since_ms = uv_now(shard->history->loop);
+    shard->busy_since_ms = 0;
+    shard->complained = false;
 }
 
 /* ------------------------------------------------------------------------------------------- waiting for the queue */
@@ -196,7 +201,11 @@ static void on_looked(void *arg, enum err err, uint32_t messages, uint32_t consu
     }
     if (err == ERR_CONFLICT)
         topology_repair(shard->history->topology);
-    if (!err && !shard->complained && uv_now(shard->history->loop) - shard->taken_at_ms > COMPLAIN_AFTER_MS) {
+    if (err)
+        shard->busy_since_ms = 0;
+    else if (!shard->busy_since_ms)
+        shard->busy_since_ms = uv_now(shard->history->loop);
+    else if (!shard->complained && uv_now(shard->history->loop) - shard->busy_since_ms > COMPLAIN_AFTER_MS) {
         shard->complained = true;
         log_warn("shard.busy", "shard=%s queue=%s consumers=%u hint=\"somebody consumes it without the lease\"",
             shard->name, shard->queue, consumers);
@@ -236,7 +245,7 @@ void shard_channel_started(struct shard *shard)
         return;
     shard_enter(shard, SHARD_RUNNING);
     log_info("shard.running", "shard=%s epoch=%" PRIu64 " after_ms=%" PRIu64, shard->name, shard->epoch,
-        uv_now(shard->history->loop) - shard->taken_at_ms);
+        uv_now(shard->history->loop) - shard->waits_since_ms);
 }
 
 /* Rows that have a seq stay and are committed; the redelivery of their messages finds them by id. */
