@@ -90,9 +90,11 @@ async def _serve(pipe, urls, service_key, specs, seed):
             everybody.urls = argument
             pipe.send(None)
         elif what == "finish":
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            pending = set(tasks)
+            while pending:  # a cancellation that meets the end of what was waited for is lost in wait_for: said again
+                for task in pending:
+                    task.cancel()
+                _, pending = await asyncio.wait(pending, timeout=1)
             for reader in readers:
                 reader.view.on_message = None
                 reader.view.story = {room: list(story) for room, story in reader.view.story.items()}
