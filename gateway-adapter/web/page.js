@@ -272,8 +272,10 @@ function leftRoom(room) {
         toast(say('no_longer', titleOf(state.rooms.get(room.room_id) ?? room)));
     state.leaving = false;
     state.rooms.delete(room.room_id);
-    if (room === state.open)
+    if (room === state.open) {
+        $('dialog').close(''); // what it offered is over
         closeRoom();
+    }
     drawRooms();
     soon(loadRooms, 'rooms');
 }
@@ -356,6 +358,8 @@ function markRead() {
 
 async function loadMembers() {
     const room = state.open;
+    if (!room)
+        return;
     const { accounts } = await call(`rooms/${room.room_id}/members?limit=500`).catch(() => ({ accounts: [] }));
     if (room !== state.open)
         return;
@@ -841,8 +845,13 @@ async function showPeople() {
     const name = element('input', { value: info.name ?? '', maxlength: 80, disabled: !manages, 'aria-label': say('group') });
     const adding = manages && !info.peer ? peoplePicker(state.members.map(({ account_id }) => account_id)) : null;
     const list = element('ul', {}, ...state.members.map(({ account_id, role }) => element('li', {}, avatar(account_id, nameOf(account_id)), element('span', { class: 'grow' }, nameOf(account_id)), element('small', {}, say(role)),
-        !info.peer && (account_id === state.me || (manages && role === 'member')) && element('button', { type: 'button', class: 'plain', onclick: (event) => {
-            event.target.closest('li').remove();
+        !info.peer && (account_id === state.me || (manages && role === 'member')) && element('button', { type: 'button', class: 'plain', onclick: ({ target }) => {
+            if (!target.dataset.sure) { // it cannot be taken back: asked once more
+                target.dataset.sure = true;
+                target.textContent = say('sure');
+                return;
+            }
+            target.closest('li').remove();
             state.leaving = account_id === state.me;
             act('members/remove', { account_ids: [account_id] });
         } }, say(account_id === state.me ? 'leave' : 'remove')))));

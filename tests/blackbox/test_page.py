@@ -412,6 +412,13 @@ def test_in_a_group_it_shows_who_has_read_who_types_and_what_is_gone(site, peopl
     carol.post(f"rooms/{room}/members/remove", {"account_ids": ["carol"]})
     wait_for(lambda: "王芳 left" in alice.text("#messages"))
     alice.shot("group")
+    # To leave is asked once more, and then the group is gone from the list.
+    bob.find("#room-people").click()
+    bob.click("#dialog li button", "Leave")
+    assert bob.texts("#dialog li button") == ["Really?"]
+    bob.click("#dialog li button", "Really?")
+    wait_for(lambda: not bob.all(".conversation") and not bob.visible("#dialog") and not bob.visible("#chat"), what=lambda: bob.texts(".conversation"))
+    wait_for(lambda: "Bob left" in alice.text("#messages"))
     for one in people:
         assert one.complaints() == []
 
