@@ -113,6 +113,17 @@ static void check_not_empty(const char *name, const char *value, struct buf *why
         buf_printf(why, "%s: must not be empty\n", name);
 }
 
+/* Readers put a path behind it. */
+static void check_advertise_url(const char *url, struct buf *why)
+{
+    size_t n = strlen(url);
+
+    check_urls("advertise_url", url, "http://", "https://", why);
+    if (strpbrk(url, " ,?#") || (n && url[n - 1] == '/'))
+        buf_text(
+            why, "advertise_url: one address is expected, without a slash at its end, such as http://10.0.0.5:7400\n");
+}
+
 static void check_together(const struct config *config, struct buf *why)
 {
     enum log_level level;
@@ -125,7 +136,7 @@ static void check_together(const struct config *config, struct buf *why)
     check_not_empty("database_url", config->database_url, why);
     check_not_empty("broker_urls", config->broker_urls, why);
     check_urls("broker_urls", config->broker_urls, "amqp://", "amqps://", why);
-    check_urls("advertise_url", config->advertise_url, "http://", "https://", why);
+    check_advertise_url(config->advertise_url, why);
     check_urls("allowed_origins", config->allowed_origins, "http://", "https://", why);
     check_keys("service_keys", config->service_keys, 1, false, why);
     /* RFC 7518 3.2: a key for HS256 is at least as long as the hash. */

@@ -308,6 +308,9 @@ static void what_must_fit_together_is_checked(void **state)
     refused(story, "broker_urls = ,\n", "broker_urls: must not be empty");
     refused(story, "broker_urls = amqp://a, http://b\n",
         "broker_urls: an address begins with neither amqp:// nor amqps://");
+    refused(story, "advertise_url = http://10.0.0.5:7400/\n", "without a slash at its end");
+    refused(story, "advertise_url = http://10.0.0.5:7400,http://10.0.0.6:7400\n", "advertise_url: one address");
+    accepted(story, "advertise_url = http://[fd00::5]:7400/roomd-1\n");
     refused(story, "advertise_url = 10.0.0.5:7400\n", "advertise_url: an address begins with neither");
     refused(story, "log_level = loud\n", "log_level: is loud; debug, info, warn or error is expected");
     refused(story, "broker_consume_heartbeat_ms = 3500\n", "must be whole seconds");
