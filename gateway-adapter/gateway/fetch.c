@@ -1,11 +1,10 @@
 /* Requests to the BaseService: one connection each, answered whole. */
 #include "gateway.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "answer.h"
+#include "room/base/conn.h"
 #include "room/base/log.h"
 #include "room/base/mem.h"
 
@@ -15,39 +14,22 @@
 struct fetches {
     struct gateway *gateway;
     struct list all;
-    char host[256], port[8];
 };
 
 struct line {
     struct list link;
     struct fetches *fetches;
     struct fetch *fetch; /* NULL: answered */
-    uv_tcp_t tcp;
+    struct conn *conn;
     uv_timer_t timer;
-    uv_getaddrinfo_t resolve;
-    uv_connect_t connect;
-    uv_write_t write;
     struct buf request, answer;
-    int handles;    /* not yet closed */
-    bool resolving; /* the look-up is on its way */
-    bool closing;
 };
 
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found);
-static void on_connected(uv_connect_t *connect, int status);
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf);
+static void on_connected(void *owner);
+static void on_read(void *owner);
+static void on_ended(void *owner, const char *why);
 
-/* http://host:port */
-static void read_base_url(struct fetches *fetches, const char *url)
-{
-    const char *at = strstr(url, "://"), *end, *colon;
-
-    at = at ? at + 3 : url;
-    end = at + strcspn(at, "/");
-    colon = memchr(at, ':', (size_t)(end - at));
-    snprintf(fetches->host, sizeof fetches->host, "%.*s", (int)((colon ? colon : end) - at), at);
-    snprintf(fetches->port, sizeof fetches->port, "%.*s", colon ? (int)(end - colon - 1) : 2, colon ? colon + 1 : "80");
-}
+static const struct conn_events line_events = {.connected = on_connected, .received = on_read, .broken = on_ended};
 
 struct fetches *fetches_open(struct gateway *gateway)
 {
@@ -55,46 +37,28 @@ struct fetches *fetches_open(struct gateway *gateway)
 
     fetches->gateway = gateway;
     list_init(&fetches->all);
-    read_base_url(fetches, gateway->settings->base_url);
     return fetches;
 }
 
-void fetches_address(const struct fetches *fetches, const char **host, const char **port)
+static void line_free(uv_handle_t *timer)
 {
-    *host = fetches->host;
-    *port = fetches->port;
-}
+    struct line *line = timer->data;
 
-static void line_free(struct line *line)
-{
-    if (line->handles || line->resolving)
-        return;
     list_remove(&line->link);
     buf_clear(&line->request);
     buf_clear(&line->answer);
     free(line);
 }
 
-static void on_closed(uv_handle_t *handle)
-{
-    struct line *line = handle->data;
-
-    line->handles--;
-    line_free(line);
-}
-
 static void line_end(struct line *line, int status, struct str answer)
 {
     struct fetch *fetch = line->fetch;
 
-    line->fetch = NULL;
-    if (!line->closing) {
-        line->closing = true;
-        uv_close((uv_handle_t *)&line->tcp, on_closed);
-        uv_close((uv_handle_t *)&line->timer, on_closed);
-    }
     if (!fetch)
         return;
+    line->fetch = NULL;
+    conn_drop(line->conn);
+    uv_close((uv_handle_t *)&line->timer, line_free);
     fetch->status = status;
     fetch->answer = answer;
     fetch->impl = NULL;
@@ -113,84 +77,48 @@ static void on_late(uv_timer_t *timer)
 {
     struct line *line = timer->data;
 
-    log_warn("base.timeout", "host=%s port=%s", line->fetches->host, line->fetches->port);
+    log_warn("base.timeout", "url=%s", line->fetches->gateway->settings->base_url);
     line_end(line, 0, STR(""));
 }
 
 void fetch_start(struct fetches *fetches, struct fetch *fetch)
 {
-    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-    uv_loop_t *loop = fetches->gateway->loop;
+    struct gateway *gateway = fetches->gateway;
     struct line *line = xcalloc(1, sizeof *line);
 
     line->fetches = fetches;
     line->fetch = fetch;
     fetch->impl = line;
     list_push_back(&fetches->all, &line->link);
-    buf_printf(&line->request, "%s %s HTTP/1.1\r\nHost: %s:%s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n",
-        fetch->method, fetch->path, fetches->host, fetches->port, fetches->gateway->settings->base_key);
+    buf_printf(&line->request, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n",
+        fetch->method, fetch->path, gateway->base.authority, gateway->settings->base_key);
     if (fetch->body.n)
         buf_printf(&line->request, "Content-Type: application/json\r\nContent-Length: %zu\r\n", fetch->body.n);
     buf_text(&line->request, "\r\n");
     buf_add_str(&line->request, fetch->body);
-    uv_tcp_init(loop, &line->tcp);
-    uv_timer_init(loop, &line->timer);
-    line->handles = 2;
-    line->tcp.data = line->timer.data = line->resolve.data = line->connect.data = line->write.data = line;
+    uv_timer_init(gateway->loop, &line->timer);
+    line->timer.data = line;
     uv_timer_start(&line->timer, on_late, DEADLINE_MS, 0);
-    line->resolving = uv_getaddrinfo(loop, &line->resolve, on_resolved, fetches->host, fetches->port, &hints) == 0;
-    if (!line->resolving)
-        uv_timer_start(&line->timer, on_late, 0, 0); /* never answered from inside */
+    line->conn = base_connect(gateway, &line_events, line);
 }
 
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found)
+static void on_connected(void *owner)
 {
-    struct line *line = resolve->data;
+    struct line *line = owner;
 
-    line->resolving = false;
-    if (line->closing)
-        line_free(line);
-    else if (status || uv_tcp_connect(&line->connect, &line->tcp, found->ai_addr, on_connected))
-        line_end(line, 0, STR(""));
-    uv_freeaddrinfo(found);
-}
-
-static void give_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
-{
-    struct line *line = handle->data;
-
-    (void)suggested;
-    *buf = uv_buf_init(buf_reserve(&line->answer, 16384), 16384);
-}
-
-static void on_connected(uv_connect_t *connect, int status)
-{
-    struct line *line = connect->data;
-    uv_buf_t buf = uv_buf_init(line->request.p, (unsigned)line->request.n);
-
-    if (line->closing)
-        return;
-    if (status || uv_write(&line->write, (uv_stream_t *)&line->tcp, &buf, 1, NULL) ||
-        uv_read_start((uv_stream_t *)&line->tcp, give_room, on_read))
-        line_end(line, 0, STR(""));
+    buf_add(conn_out(line->conn), line->request.p, line->request.n);
+    conn_flush(line->conn);
 }
 
 /* Whole when the connection ends (we asked for that), or its length is there. */
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+static void look(struct line *line, bool ended)
 {
-    struct line *line = stream->data;
-    struct str head, body;
+    struct str head = buf_str(&line->answer), body;
     int64_t length;
     int status;
 
-    (void)buf;
-    if (n == 0)
-        return;
-    if (n > 0)
-        line->answer.n += (size_t)n;
-    head = buf_str(&line->answer);
     head.n = answer_head(head, &status);
-    if (line->answer.n > ANSWER_MAX_BYTES || (n < 0 && !head.n)) {
+    if (line->answer.n > ANSWER_MAX_BYTES || (ended && !head.n)) {
         line_end(line, 0, STR(""));
         return;
     }
@@ -198,6 +126,32 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         return;
     body = (struct str){line->answer.p + head.n, line->answer.n - head.n};
     length = answer_length(head);
-    if (n < 0 || (length >= 0 && body.n >= (size_t)length))
+    if (ended || (length >= 0 && body.n >= (size_t)length))
         line_end(line, status, body);
+}
+
+static void on_read(void *owner)
+{
+    struct line *line = owner;
+    struct str bytes = conn_in(line->conn);
+
+    buf_add_str(&line->answer, bytes);
+    conn_consume(line->conn, bytes.n);
+    look(line, false);
+}
+
+static void on_ended(void *owner, const char *why)
+{
+    struct line *line = owner;
+
+    if (!line->answer.n)
+        log_warn("base.connect", "url=%s error=%s", line->fetches->gateway->settings->base_url, log_quote(str_of(why)));
+    look(line, true);
+}
+
+struct conn *base_connect(struct gateway *gateway, const struct conn_events *events, void *owner)
+{
+    const struct server_url *base = &gateway->base;
+
+    return conn_open(gateway->loop, base->host, base->port, base->tls ? gateway->tls : NULL, CONN_LEAN, events, owner);
 }

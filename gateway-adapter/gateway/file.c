@@ -4,8 +4,8 @@
  * that names the file. The gateway keeps no list of who sent what: the request says in which message the file is, and
  * roomd shows that message to this account or does not.
  *
- *   up    RESOLVE ─▶ CONNECT ─▶ head ─▶ piece ─▶ written ─▶ piece … ─▶ the answer
- *   down  Pull ─▶ RESOLVE ─▶ CONNECT ─▶ head ─▶ its head ─▶ piece ─▶ written ─▶ piece …
+ *   up    CONNECT ─▶ head ─▶ piece ─▶ written ─▶ piece … ─▶ the answer
+ *   down  Pull ─▶ CONNECT ─▶ head ─▶ its head ─▶ piece ─▶ written ─▶ piece …
  */
 #include "gateway.h"
 
@@ -21,7 +21,6 @@
 #define QUIET_MS 30000 /* nothing moves for so long: it is given up */
 #define HEAD_MAX_BYTES 16384
 #define ANSWER_MAX_BYTES 65536
-#define PIECE_BYTES 65536
 #define RECENT 500     /* entries that are looked through when the request does not name the message */
 #define SETTLE_MS 2000 /* a message is shown before it is in the log; its picture is asked for at once */
 #define FILE_ID_MAX 128
@@ -31,24 +30,22 @@ struct transfer {
     struct gateway *gateway;
     struct http_reply *reply; /* until answered */
     struct http_reply *down;  /* the same once its answer has begun, until that is over */
-    uv_tcp_t tcp;
+    struct conn *base;        /* NULL: not begun, or over */
     uv_timer_t timer;
-    uv_getaddrinfo_t resolve;
-    uv_connect_t connect;
-    uv_write_t write;
-    struct buf request; /* the head; then the piece on its way up */
+    struct buf request; /* the head */
     struct buf answer;  /* the BaseService's head, and its body as far as it is not passed on */
     int64_t left;       /* up: of the body; down: of the answer's body, < 0 to the end of the connection */
     size_t body_at;
-    int status, handles;
-    bool up, resolving, head_only, ended, closing;
+    int status;
+    bool up, head_only, ended, closing;
+    bool closed; /* the timer is */
 };
 
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found);
-static void on_connected(uv_connect_t *connect, int status);
-static void on_sent(uv_write_t *write, int status);
+static void on_connected(void *owner);
+static void on_sent(void *owner);
 static void on_piece(void *arg, struct str bytes);
-static void on_base_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf);
+static void on_base_read(void *owner);
+static void on_base_ended(void *owner, const char *why);
 static void on_base_head(struct transfer *transfer);
 static void pass_down(struct transfer *transfer);
 static void transfer_end(struct transfer *transfer);
@@ -57,7 +54,7 @@ static void transfer_end(struct transfer *transfer);
 
 static void transfer_free(struct transfer *transfer)
 {
-    if (transfer->handles || transfer->resolving || transfer->down)
+    if (!transfer->closed || transfer->down)
         return;
     list_remove(&transfer->link);
     buf_clear(&transfer->request);
@@ -69,7 +66,7 @@ static void on_closed(uv_handle_t *handle)
 {
     struct transfer *transfer = handle->data;
 
-    transfer->handles--;
+    transfer->closed = true;
     transfer_free(transfer);
 }
 
@@ -86,7 +83,8 @@ static void transfer_end(struct transfer *transfer)
     if (transfer->down)
         http_reply_break(transfer->down); /* on_left follows */
     transfer->closing = true;
-    uv_close((uv_handle_t *)&transfer->tcp, on_closed);
+    conn_drop(transfer->base);
+    transfer->base = NULL;
     uv_close((uv_handle_t *)&transfer->timer, on_closed);
 }
 
@@ -104,23 +102,16 @@ static void moved(struct transfer *transfer)
         uv_timer_start(&transfer->timer, on_quiet, QUIET_MS, 0);
 }
 
+static const struct conn_events base_events = {
+    .connected = on_connected, .received = on_base_read, .drained = on_sent, .broken = on_base_ended};
+
 static void transfer_start(struct transfer *transfer)
 {
-    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-    uv_loop_t *loop = transfer->gateway->loop;
-    const char *host, *port;
-
     list_push_back(&transfer->gateway->transfers, &transfer->link);
-    fetches_address(transfer->gateway->fetches, &host, &port);
-    uv_tcp_init(loop, &transfer->tcp);
-    uv_timer_init(loop, &transfer->timer);
-    transfer->handles = 2;
-    transfer->tcp.data = transfer->timer.data = transfer->resolve.data = transfer->connect.data = transfer->write.data =
-        transfer;
+    uv_timer_init(transfer->gateway->loop, &transfer->timer);
+    transfer->timer.data = transfer;
     moved(transfer);
-    transfer->resolving = uv_getaddrinfo(loop, &transfer->resolve, on_resolved, host, port, &hints) == 0;
-    if (!transfer->resolving)
-        transfer_end(transfer);
+    transfer->base = base_connect(transfer->gateway, &base_events, transfer);
 }
 
 void transfers_close(struct gateway *gateway)
@@ -133,11 +124,8 @@ void transfers_close(struct gateway *gateway)
 
 static void write_head(struct transfer *transfer, const char *method, const char *path)
 {
-    const char *host, *port;
-
-    fetches_address(transfer->gateway->fetches, &host, &port);
-    buf_printf(&transfer->request, "%s %s HTTP/1.1\r\nHost: %s:%s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n",
-        method, path, host, port, transfer->gateway->settings->base_key);
+    buf_printf(&transfer->request, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n",
+        method, path, transfer->gateway->base.authority, transfer->gateway->settings->base_key);
 }
 
 static bool is_plain(struct str text)
@@ -148,60 +136,28 @@ static bool is_plain(struct str text)
     return text.n < 300;
 }
 
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found)
+/* Up it goes; on_sent follows when the socket has taken it. */
+static void push(struct transfer *transfer, struct str bytes)
 {
-    struct transfer *transfer = resolve->data;
-
-    transfer->resolving = false;
-    if (transfer->closing)
-        transfer_free(transfer);
-    else if (status || uv_tcp_connect(&transfer->connect, &transfer->tcp, found->ai_addr, on_connected))
-        transfer_end(transfer);
-    uv_freeaddrinfo(found);
-}
-
-static void give_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
-{
-    struct transfer *transfer = handle->data;
-
-    (void)suggested;
-    *buf = uv_buf_init(buf_reserve(&transfer->answer, PIECE_BYTES), PIECE_BYTES);
-}
-
-static void push(struct transfer *transfer)
-{
-    uv_buf_t buf = uv_buf_init(transfer->request.p, (unsigned)transfer->request.n);
-
     moved(transfer);
-    if (uv_write(&transfer->write, (uv_stream_t *)&transfer->tcp, &buf, 1, on_sent))
-        transfer_end(transfer);
+    buf_add_str(conn_out(transfer->base), bytes);
+    conn_flush(transfer->base);
 }
 
-static void on_connected(uv_connect_t *connect, int status)
+static void on_connected(void *owner)
 {
-    struct transfer *transfer = connect->data;
+    struct transfer *transfer = owner;
 
-    if (transfer->closing)
-        return;
-    if (status) {
-        log_warn("base.connect", "error=%s", log_quote(str_of(uv_strerror(status))));
-        transfer_end(transfer);
-        return;
-    }
-    push(transfer);
-    if (!transfer->closing)
-        uv_read_start((uv_stream_t *)&transfer->tcp, give_room, on_base_read);
+    push(transfer, buf_str(&transfer->request));
 }
 
 /* The next piece is asked for when the last one has gone: a slow BaseService makes a slow upload, not a full memory. */
-static void on_sent(uv_write_t *write, int status)
+static void on_sent(void *owner)
 {
-    struct transfer *transfer = write->data;
+    struct transfer *transfer = owner;
 
-    if (transfer->closing || !transfer->reply)
-        return;
-    buf_reset(&transfer->request);
-    if (!status && transfer->up && transfer->left)
+    buf_clear(&transfer->request);
+    if (transfer->reply && transfer->up && transfer->left)
         http_reply_read(transfer->reply, on_piece, transfer);
 }
 
@@ -214,8 +170,8 @@ static void on_piece(void *arg, struct str bytes)
         return;
     }
     transfer->left -= (int64_t)bytes.n;
-    buf_add_str(&transfer->request, bytes);
-    push(transfer);
+    if (transfer->base)
+        push(transfer, bytes);
 }
 
 static struct str head_of(const struct transfer *transfer)
@@ -242,18 +198,8 @@ static void answer_up(struct transfer *transfer)
     }
 }
 
-static void on_base_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+static void go_on(struct transfer *transfer)
 {
-    struct transfer *transfer = stream->data;
-
-    (void)buf;
-    if (n == 0 || transfer->closing)
-        return;
-    if (n > 0)
-        transfer->answer.n += (size_t)n;
-    transfer->ended = n < 0;
-    if (n < 0)
-        uv_read_stop(stream);
     moved(transfer);
     if (!transfer->body_at)
         on_base_head(transfer);
@@ -261,6 +207,26 @@ static void on_base_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         answer_up(transfer);
     else
         pass_down(transfer);
+}
+
+static void on_base_read(void *owner)
+{
+    struct transfer *transfer = owner;
+    struct str bytes = conn_in(transfer->base);
+
+    buf_add_str(&transfer->answer, bytes);
+    conn_consume(transfer->base, bytes.n);
+    go_on(transfer);
+}
+
+static void on_base_ended(void *owner, const char *why)
+{
+    struct transfer *transfer = owner;
+
+    if (!transfer->answer.n && !transfer->body_at)
+        log_warn("base.connect", "url=%s error=%s", transfer->gateway->settings->base_url, log_quote(str_of(why)));
+    transfer->ended = true;
+    go_on(transfer);
 }
 
 static void on_more(void *arg);
@@ -284,7 +250,7 @@ static void begin_down(struct transfer *transfer)
     buf_clear(&value);
     transfer->left = transfer->head_only || transfer->status == 304 ? 0 : length;
     buf_consume(&transfer->answer, transfer->body_at);
-    uv_read_stop((uv_stream_t *)&transfer->tcp);
+    conn_pause(transfer->base, true);
     transfer->down = transfer->reply;
     transfer->reply = NULL;
     if (!http_reply_begin(transfer->down, transfer->status, length, on_more, on_left, transfer)) {
@@ -341,11 +307,11 @@ static void pass_down(struct transfer *transfer)
     if (!piece.n && !last && transfer->ended) { /* shorter than it said: only a broken connection tells */
         transfer_end(transfer);
     } else if (!piece.n && !last) {
-        uv_read_start((uv_stream_t *)&transfer->tcp, give_room, on_base_read);
+        conn_pause(transfer->base, false);
     } else {
         struct http_reply *down = transfer->down;
 
-        uv_read_stop((uv_stream_t *)&transfer->tcp);
+        conn_pause(transfer->base, true);
         if (last)
             transfer->down = NULL;
         http_reply_piece(down, piece, last);

@@ -13,7 +13,9 @@
 
 #include "gateway-adapter/roomd_adapter.h"
 #include "gateway-adapter/roomd_adapter_uv.h"
+#include "server_url.h"
 #include "relay.h"
+#include "room/base/conn.h"
 #include "room/base/json.h"
 #include "room/base/map.h"
 #include "room/base/settings.h"
@@ -42,7 +44,9 @@ struct gateway {
     struct roomd_uv glue;
     struct http_server *http;
     struct relays relays;
-    struct fetches *fetches; /* to the BaseService */
+    SSL_CTX *tls;           /* towards instances and BaseService */
+    struct server_url base; /* of the BaseService */
+    struct fetches *fetches;
     struct policy *policy;
     struct web *web;
     struct limits *limits;
@@ -107,7 +111,8 @@ struct fetch {
 struct fetches *fetches_open(struct gateway *gateway);
 void fetches_close(struct fetches *fetches); /* those under way are done with status 0 */
 void fetch_start(struct fetches *fetches, struct fetch *fetch);
-void fetches_address(const struct fetches *fetches, const char **host, const char **port);
+/* A connection to it. */
+struct conn *base_connect(struct gateway *gateway, const struct conn_events *events, void *owner);
 
 /* --------------------------------------------------------------------------------------------------- one request */
 

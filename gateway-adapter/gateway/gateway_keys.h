@@ -14,6 +14,7 @@ GATEWAY_KEY(web_folder, TEXT, "", 0, 0, "folder of the page that is served; empt
 GATEWAY_KEY(instance_urls, TEXT, "http://127.0.0.1:7400", 0, 0, "roomd instances for service calls, comma-separated, tried in order")
 GATEWAY_KEY(service_key, SECRET, "", 0, 0, "key of this gateway at roomd")
 GATEWAY_KEY(broker_urls, SECRET, "amqp://guest:guest@127.0.0.1:5672/%2f", 0, 0, "brokers that messages are published to, comma-separated, the nearest first")
+GATEWAY_KEY(ca_file, TEXT, "", 0, 0, "PEM file of the CA that signed the certificates of instances, brokers and BaseService (https, amqps); empty = the system's")
 GATEWAY_KEY(base_url, TEXT, "http://127.0.0.1:7500", 0, 0, "BaseService: accounts and files")
 GATEWAY_KEY(base_key, SECRET, "", 0, 0, "key of this gateway at the BaseService")
 GATEWAY_KEY(session_secret, SECRET, "", 0, 0, "at least 32 characters, the same on every gateway: seals sessions and addresses")

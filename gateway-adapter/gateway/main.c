@@ -2,6 +2,7 @@
 #include "gateway.h"
 
 #include <errno.h>
+#include <openssl/err.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -126,6 +127,24 @@ static int serve(const struct gateway_settings *settings)
 
 /* --------------------------------------------------------------------------------------------- its parts, in order */
 
+/* What it goes out with to instances and BaseService. */
+static bool open_ways_out(struct gateway *gateway)
+{
+    const struct gateway_settings *from = gateway->settings;
+
+    if (!server_url_read(&gateway->base, str_of(from->base_url))) {
+        complain("base_url is http://host:port or https://host:port, not %s", from->base_url);
+        return false;
+    }
+    gateway->tls = conn_tls_new(from->ca_file);
+    if (!gateway->tls) {
+        complain("ca_file: %s cannot be used: %s", from->ca_file, ERR_reason_error_string(ERR_peek_last_error()));
+        return false;
+    }
+    SSL_CTX_set_mode(gateway->tls, SSL_MODE_RELEASE_BUFFERS); /* an idle stream does without its 34 KB */
+    return true;
+}
+
 static bool open_client(struct gateway *gateway)
 {
     const struct gateway_settings *from = gateway->settings;
@@ -136,6 +155,7 @@ static bool open_client(struct gateway *gateway)
         .call_ms = from->call_timeout_ms,
         .send_ms = from->send_timeout_ms,
         .spool_file = *from->spool_file ? from->spool_file : NULL,
+        .ca_file = *from->ca_file ? from->ca_file : NULL,
     };
     const char *why = "";
 
@@ -225,8 +245,11 @@ static bool start(struct running *running)
         complain("policy_file: %s", why);
         return false;
     }
+    if (!open_ways_out(gateway))
+        return false;
     gateway->relays = (struct relays){
         .loop = gateway->loop,
+        .tls = gateway->tls,
         .connect_timeout_ms = settings->stream_connect_ms,
         .hold_max_ms = 90000,
         .pending_max_bytes = (size_t)settings->stream_pending_max_bytes,
@@ -263,7 +286,7 @@ static void stop(struct running *running)
         uv_close((uv_handle_t *)&running->drain, NULL);
         uv_close((uv_handle_t *)&running->ages, NULL);
     }
-    if (gateway->relays.scratch)
+    if (gateway->relays.loop)
         relays_close(&gateway->relays);
     transfers_close(gateway);
     if (gateway->fetches)
@@ -285,5 +308,6 @@ static void stop(struct running *running)
     asks_forget(gateway);
     free(gateway->fetches);
     policy_close(gateway->policy);
+    SSL_CTX_free(gateway->tls);
     log_info("stopped", "streams=%zu", gateway->relays.count);
 }

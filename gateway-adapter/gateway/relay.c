@@ -7,33 +7,16 @@
 #include <string.h>
 #include <strings.h>
 
+#include "server_url.h"
 #include "answer.h"
+#include "room/base/conn.h"
 #include "room/base/log.h"
 #include "room/base/mem.h"
 
 #define HEAD_MAX_BYTES 16384
 #define ANSWER_MAX_BYTES (2u << 20) /* of a poll, or of a refusal */
-#define SCRATCH_BYTES 65536
-#define ADDRESS_MAX 256
 
-enum relay_state { RESOLVING, CONNECTING, ASKING, ANSWERING, TAKING_OVER, FLOWING, ENDED };
-
-/* The connection to an instance; outlives its relay until libuv has closed it. */
-struct hop {
-    uv_tcp_t tcp;
-    uv_connect_t connect;
-    uv_write_t ask;
-    struct buf request;
-    struct relay *relay; /* NULL: given up */
-};
-
-/* Bytes of the frontend on their way to the instance. */
-struct upload {
-    uv_write_t write;
-    struct hop *hop;
-    size_t n;
-    char bytes[];
-};
+enum relay_state { CONNECTING, ASKING, ANSWERING, TAKING_OVER, FLOWING, ENDED };
 
 /* What is needed until the connection flows; freed then. */
 struct order {
@@ -41,8 +24,7 @@ struct order {
     struct str *urls;
     size_t url_count, next;
     struct str target, ticket, websocket_key, websocket_protocols, last_event_id, body;
-    uv_getaddrinfo_t resolve;
-    char host[ADDRESS_MAX], port[8];
+    struct server_url to;
     struct buf head;    /* of the instance's answer, then its body */
     size_t body_at;     /* where the body begins in it */
     int64_t body_bytes; /* -1: to the end of the connection */
@@ -50,8 +32,6 @@ struct order {
     struct buf refusal; /* the last instance's, when all refuse */
     int refusal_status;
     uv_timer_t *timer;
-    bool resolving;
-    struct relay *relay; /* NULL: the relay is gone, only the look-up is still on its way */
 };
 
 struct relay {
@@ -61,13 +41,12 @@ struct relay {
     enum relay_kind kind;
     struct http_reply *reply; /* until answered */
     struct order *order;      /* until FLOWING */
-    struct hop *hop;
+    struct conn *hop;         /* to the instance */
     struct wire *wire;
     struct relay_scan scan;
     struct buf down; /* given to the wire, until it is written */
     struct buf own;  /* events of ours, which wait for the end of the instance's frame */
     struct relay_upstream up;
-    size_t uploading;
     bool judging;  /* the message at the front of `up` is being judged */
     bool unjudged; /* what comes now is no WebSocket: the instance will say so */
     bool in_go_on;
@@ -81,8 +60,8 @@ struct relay {
 
 /* The way of a relay - the steps, in the order they run. */
 static void try_next(struct relay *relay);
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found);
-static void on_connected(uv_connect_t *connect, int status);
+static void on_connected(void *owner);
+static void on_read(void *owner);
 static void on_answer(struct relay *relay, struct str bytes);
 static void on_head(struct relay *relay);
 static void take_over(struct relay *relay);
@@ -100,7 +79,6 @@ static struct str account_of(struct relay *relay)
 void relays_open(struct relays *relays)
 {
     list_init(&relays->all);
-    relays->scratch = xmalloc(SCRATCH_BYTES);
 }
 
 void relays_cut_old(struct relays *relays, uint64_t now_unix_ms)
@@ -118,8 +96,6 @@ void relays_close(struct relays *relays)
 
     list_for_each (relay, &relays->all, link)
         relay_end(relay);
-    free(relays->scratch);
-    relays->scratch = NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------------- the order */
@@ -168,9 +144,6 @@ static void order_free(struct order *order)
         uv_close((uv_handle_t *)order->timer, free_timer);
         order->timer = NULL;
     }
-    order->relay = NULL;
-    if (order->resolving) /* freed when the look-up is over */
-        return;
     buf_clear(&order->text);
     buf_clear(&order->head);
     buf_clear(&order->refusal);
@@ -192,7 +165,6 @@ void relay_start(struct relays *relays, struct http_reply *reply, const struct r
     relay->account_n = given->account.n;
     memcpy(relay->account, given->account.p, given->account.n);
     relay->order = order_copy(given);
-    relay->order->relay = relay;
     relay->order->timer = xcalloc(1, sizeof *relay->order->timer);
     relay->order->timer->data = relay;
     uv_timer_init(relays->loop, relay->order->timer);
@@ -203,23 +175,11 @@ void relay_start(struct relays *relays, struct http_reply *reply, const struct r
 
 /* ----------------------------------------------------------------------------------------------------- connecting */
 
-static void hop_freed(uv_handle_t *handle)
-{
-    struct hop *hop = container_of((uv_tcp_t *)handle, struct hop, tcp);
-
-    buf_clear(&hop->request);
-    free(hop);
-}
-
 static void hop_drop(struct relay *relay)
 {
-    struct hop *hop = relay->hop;
-
-    if (!hop)
-        return;
+    if (relay->hop)
+        conn_drop(relay->hop);
     relay->hop = NULL;
-    hop->relay = NULL;
-    uv_close((uv_handle_t *)&hop->tcp, hop_freed);
 }
 
 static void fail(struct relay *relay, const char *what, const char *detail)
@@ -247,37 +207,6 @@ static void on_slow(uv_timer_t *timer)
     }
 }
 
-/* http://host:port, [IPv6] too */
-static bool read_url(struct order *order, struct str url)
-{
-    static const char scheme[] = "http://";
-    const char *at = url.p + sizeof scheme - 1, *end = url.p + url.n, *colon = NULL;
-    size_t host_n, port_n;
-
-    if (url.n <= sizeof scheme || strncasecmp(url.p, scheme, sizeof scheme - 1) != 0)
-        return false;
-    while (end > at && end[-1] == '/')
-        end--;
-    for (const char *p = at; p < end; p++)
-        if (*p == ':' && (p == at || at[0] != '[' || p[-1] == ']'))
-            colon = p;
-    if (!colon)
-        return false;
-    host_n = (size_t)(colon - at);
-    port_n = (size_t)(end - colon - 1);
-    if (host_n >= 2 && at[0] == '[') {
-        at++;
-        host_n -= 2;
-    }
-    if (!host_n || host_n >= sizeof order->host || !port_n || port_n >= sizeof order->port)
-        return false;
-    memcpy(order->host, at, host_n);
-    order->host[host_n] = '\0';
-    memcpy(order->port, colon + 1, port_n);
-    order->port[port_n] = '\0';
-    return true;
-}
-
 static void answer_failure(struct relay *relay)
 {
     struct order *order = relay->order;
@@ -291,65 +220,53 @@ static void answer_failure(struct relay *relay)
     relay_end(relay);
 }
 
+static void on_ended(void *owner, const char *why)
+{
+    struct relay *relay = owner;
+
+    if (relay->state == FLOWING || relay->state == TAKING_OVER) {
+        relay->ending = true;
+        if (relay->wire && !wire_writing(relay->wire))
+            wire_close(relay->wire);
+    } else if (relay->state == ANSWERING && relay->order->body_bytes < 0) {
+        relay->order->body_bytes = (int64_t)(relay->order->head.n - relay->order->body_at);
+        on_answer(relay, STR(""));
+    } else {
+        fail(relay, relay->state == CONNECTING ? "connect" : "closed", why);
+    }
+}
+
+static const struct conn_events hop_events = {.connected = on_connected, .received = on_read, .broken = on_ended};
+
 static void try_next(struct relay *relay)
 {
     struct order *order = relay->order;
-    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
 
     hop_drop(relay);
     buf_reset(&order->head);
     order->body_at = 0;
-    relay->state = RESOLVING;
-    while (order->next < order->url_count && !read_url(order, order->urls[order->next])) {
-        log_warn("relay.endpoint_unusable", "endpoint=%s hint=\"http://host:port is wanted\"",
+    relay->state = CONNECTING;
+    while (order->next < order->url_count && !server_url_read(&order->to, order->urls[order->next])) {
+        log_warn("relay.endpoint_unusable", "endpoint=%s hint=\"http://host:port or https://host:port is wanted\"",
             log_quote(order->urls[order->next]));
         order->next++;
     }
-    if (order->next == order->url_count || order->resolving) {
+    if (order->next == order->url_count) {
         answer_failure(relay);
         return;
     }
     order->next++;
     uv_timer_start(order->timer, on_slow, (uint64_t)relay->relays->connect_timeout_ms, 0);
-    order->resolve.data = order;
-    if (uv_getaddrinfo(relay->relays->loop, &order->resolve, on_resolved, order->host, order->port, &hints) == 0)
-        order->resolving = true;
-    else
-        fail(relay, "resolve", "cannot be started");
-}
-
-static void on_resolved(uv_getaddrinfo_t *resolve, int status, struct addrinfo *found)
-{
-    struct order *order = resolve->data;
-    struct relay *relay = order->relay;
-    struct hop *hop;
-    int error;
-
-    order->resolving = false;
-    if (!relay) {
-        order_free(order);
-    } else if (status) {
-        fail(relay, "resolve", uv_strerror(status));
-    } else {
-        relay->state = CONNECTING;
-        relay->hop = hop = xcalloc(1, sizeof *hop);
-        hop->relay = relay;
-        hop->tcp.data = hop->connect.data = hop;
-        uv_tcp_init(relay->relays->loop, &hop->tcp);
-        uv_tcp_nodelay(&hop->tcp, 1);
-        error = uv_tcp_connect(&hop->connect, &hop->tcp, found->ai_addr, on_connected);
-        if (error)
-            fail(relay, "connect", uv_strerror(error));
-    }
-    uv_freeaddrinfo(found);
+    relay->hop = conn_open(relay->relays->loop, order->to.host, order->to.port,
+        order->to.tls ? relay->relays->tls : NULL, CONN_LEAN, &hop_events, relay);
 }
 
 static void write_request(struct relay *relay, struct buf *out)
 {
     const struct order *order = relay->order;
 
-    buf_printf(out, "%s %.*s HTTP/1.1\r\nHost: %s:%s\r\nAuthorization: Bearer %.*s\r\n", order->body.n ? "POST" : "GET",
-        STR_ARG(order->target), order->host, order->port, STR_ARG(order->ticket));
+    buf_printf(out, "%s %.*s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %.*s\r\n", order->body.n ? "POST" : "GET",
+        STR_ARG(order->target), order->to.authority, STR_ARG(order->ticket));
     if (relay->kind == RELAY_WEBSOCKET) {
         buf_printf(out,
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %.*s\r\n",
@@ -367,70 +284,26 @@ static void write_request(struct relay *relay, struct buf *out)
     buf_add_str(out, order->body);
 }
 
-static void give_scratch(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+static void on_connected(void *owner)
 {
-    const struct hop *hop = handle->data;
+    struct relay *relay = owner;
 
-    (void)suggested;
-    *buf = uv_buf_init(hop->relay ? hop->relay->relays->scratch : NULL, hop->relay ? SCRATCH_BYTES : 0);
-}
-
-static void hop_ended(struct relay *relay, const char *why)
-{
-    if (relay->state == FLOWING || relay->state == TAKING_OVER) {
-        relay->ending = true;
-        if (relay->wire && !wire_writing(relay->wire))
-            wire_close(relay->wire);
-    } else if (relay->state == ANSWERING && relay->order->body_bytes < 0) {
-        relay->order->body_bytes = (int64_t)(relay->order->head.n - relay->order->body_at);
-        on_answer(relay, STR(""));
-    } else {
-        fail(relay, "closed", why);
-    }
-}
-
-static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
-{
-    struct hop *hop = stream->data;
-    struct relay *relay = hop->relay;
-
-    if (!relay || n == 0)
-        return;
-    if (n < 0) {
-        uv_read_stop(stream);
-        hop_ended(relay, uv_strerror((int)n));
-        return;
-    }
-    relay->relays->bytes_down_total += (uint64_t)n;
-    if (relay->state == FLOWING)
-        pass_down(relay, (struct str){buf->base, (size_t)n});
-    else
-        on_answer(relay, (struct str){buf->base, (size_t)n});
-}
-
-static void on_asked(uv_write_t *write, int status)
-{
-    (void)write; /* a failure shows in reading, too */
-    (void)status;
-}
-
-static void on_connected(uv_connect_t *connect, int status)
-{
-    struct hop *hop = connect->data;
-    struct relay *relay = hop->relay;
-    uv_buf_t buf;
-
-    if (!relay)
-        return;
-    if (status) {
-        fail(relay, "connect", uv_strerror(status));
-        return;
-    }
     relay->state = ASKING;
-    write_request(relay, &hop->request);
-    buf = uv_buf_init(hop->request.p, (unsigned)hop->request.n);
-    uv_write(&hop->ask, (uv_stream_t *)&hop->tcp, &buf, 1, on_asked);
-    uv_read_start((uv_stream_t *)&hop->tcp, give_scratch, on_read);
+    write_request(relay, conn_out(relay->hop));
+    conn_flush(relay->hop);
+}
+
+static void on_read(void *owner)
+{
+    struct relay *relay = owner;
+    struct str bytes = conn_in(relay->hop);
+
+    conn_consume(relay->hop, bytes.n); /* they stay for this call */
+    relay->relays->bytes_down_total += bytes.n;
+    if (relay->state == FLOWING)
+        pass_down(relay, bytes);
+    else
+        on_answer(relay, bytes);
 }
 
 /* ------------------------------------------------------------------------------------------------------ the answer */
@@ -514,7 +387,7 @@ static void on_written(void *owner)
     else if (relay->own.n && !relay->scan.passing && !relay->scan.held.n)
         write_down(relay);
     else if (relay->hop)
-        uv_read_start((uv_stream_t *)&relay->hop->tcp, give_scratch, on_read);
+        conn_pause(relay->hop, false);
 }
 
 static void on_wire_closed(void *owner)
@@ -546,7 +419,7 @@ static void take_over(struct relay *relay)
     struct buf first = {0};
     struct str rest = {order->head.p + order->body_at, order->head.n - order->body_at};
 
-    uv_read_stop((uv_stream_t *)&relay->hop->tcp);
+    conn_pause(relay->hop, true);
     uv_timer_stop(order->timer);
     if (!protocol)
         socket[4] = NULL;
@@ -579,7 +452,7 @@ static void on_taken(void *owner, struct wire *wire)
     if (relay->ending || !relay->hop)
         wire_close(wire);
     else
-        uv_read_start((uv_stream_t *)&relay->hop->tcp, give_scratch, on_read);
+        conn_pause(relay->hop, false);
 }
 
 /* Nothing is read from the instance until the frontend has taken this. */
@@ -594,7 +467,7 @@ static void write_down(struct relay *relay)
     if (!relay->down.n)
         return;
     if (relay->hop)
-        uv_read_stop((uv_stream_t *)&relay->hop->tcp);
+        conn_pause(relay->hop, true);
     buf = uv_buf_init(relay->down.p, (unsigned)relay->down.n);
     wire_write(relay->wire, &buf, 1);
 }
@@ -610,45 +483,14 @@ static void pass_down(struct relay *relay, struct str bytes)
     write_down(relay);
 }
 
-static void on_uploaded(uv_write_t *write, int status)
-{
-    struct upload *upload = container_of(write, struct upload, write);
-
-    (void)status; /* a failure shows in reading, too */
-    if (upload->hop->relay)
-        upload->hop->relay->uploading -= upload->n;
-    free(upload);
-}
-
 /* To the instance, as far as it takes it; the rest is held, up to a bound. */
 static void upload(struct relay *relay, const char *p, size_t n)
 {
-    uv_buf_t buf = uv_buf_init((char *)(uintptr_t)p, (unsigned)n);
-    struct upload *upload;
-    int sent = 0;
-
     relay->relays->bytes_up_total += n;
-    if (!relay->uploading)
-        sent = uv_try_write((uv_stream_t *)&relay->hop->tcp, &buf, 1);
-    if (sent < 0)
-        sent = 0;
-    if ((size_t)sent == n)
-        return;
-    if (relay->uploading + n > relay->relays->pending_max_bytes) {
+    buf_add(conn_out(relay->hop), p, n);
+    conn_flush(relay->hop);
+    if (relay->hop && conn_unsent(relay->hop) > relay->relays->pending_max_bytes)
         wire_close(relay->wire);
-        return;
-    }
-    upload = xmalloc(sizeof *upload + n - (size_t)sent);
-    upload->hop = relay->hop;
-    upload->n = n - (size_t)sent;
-    memcpy(upload->bytes, p + sent, upload->n);
-    relay->uploading += upload->n;
-    buf = uv_buf_init(upload->bytes, (unsigned)upload->n);
-    if (uv_write(&upload->write, (uv_stream_t *)&relay->hop->tcp, &buf, 1, on_uploaded)) {
-        relay->uploading -= upload->n;
-        free(upload);
-        wire_close(relay->wire);
-    }
 }
 
 /* Works through what the client has sent until it is at its end, or at a message that is being judged. */

@@ -4,10 +4,10 @@
  * handed to the caller to be rewritten. A relay that flows holds no buffer: what one side cannot take yet is held once,
  * and the other side is not read meanwhile.
  *
- *   RESOLVING ─▶ CONNECTING ─▶ ASKING ─2xx, 101─▶ TAKING_OVER ─▶ FLOWING ─either side ends─▶ closed
- *       └───────────┴─────────────┴─▶ the next endpoint; after the last one the answer is its refusal, or unavailable
+ *   CONNECTING ─▶ ASKING ─2xx, 101─▶ TAKING_OVER ─▶ FLOWING ─either side ends─▶ closed
+ *       └───────────┴─▶ the next endpoint; after the last one the answer is its refusal, or unavailable
  *
- * Thread: the loop's. Plain HTTP towards the instances only: the way there is the internal network's.
+ * Thread: the loop's.
  */
 #ifndef ROOMD_GATEWAY_RELAY_H
 #define ROOMD_GATEWAY_RELAY_H
@@ -15,12 +15,15 @@
 #include "room/base/http.h"
 #include "room/base/list.h"
 
+#include <openssl/ssl.h>
+
 enum relay_kind { RELAY_WEBSOCKET, RELAY_SSE, RELAY_POLL };
 
 struct relay;
 
 struct relays {
     uv_loop_t *loop;
+    SSL_CTX *tls;               /* for https endpoints */
     int64_t connect_timeout_ms; /* for one endpoint, until its answer's head is here */
     int64_t hold_max_ms;        /* for the body of a poll's answer */
     size_t pending_max_bytes;   /* what a frontend may have sent that the instance does not take; then it is cut */
@@ -34,7 +37,6 @@ struct relays {
     struct list all;
     size_t count;
     uint64_t opened_total, failed_total, next_endpoint_total, bytes_down_total, bytes_up_total;
-    char *scratch; /* what is read from instances passes through here */
 };
 void relays_open(struct relays *relays); /* the settings above are set by the caller */
 /* Cuts those whose time is over: who may come again has a newer session. Call it now and then. */
@@ -43,7 +45,7 @@ void relays_close(struct relays *relays); /* cuts all; the loop must run until c
 
 struct relay_order {
     enum relay_kind kind;
-    const struct str *urls; /* http://host:port, best first */
+    const struct str *urls; /* http://host:port or https://host:port, best first */
     size_t url_count;
     struct str target;  /* path and query at the instance */
     struct str ticket;  /* never shown to the frontend */

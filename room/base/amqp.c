@@ -33,24 +33,10 @@ static void link_tick(uv_timer_t *timer);
 static void link_turn(struct amqp_link *link);
 static void link_shut(struct amqp_link *link);
 
-static const struct amqp_conn_events conn_events = {link_connected, link_received, link_broken};
+static const struct conn_events conn_events = {
+    .connected = link_connected, .received = link_received, .broken = link_broken};
 
 /* --- opening --- */
-
-static SSL_CTX *tls_new(const char *ca_file)
-{
-    SSL_CTX *tls = SSL_CTX_new(TLS_client_method());
-
-    if (!tls)
-        return NULL;
-    SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION);
-    SSL_CTX_set_verify(tls, SSL_VERIFY_PEER, NULL);
-    SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    if (*ca_file ? SSL_CTX_load_verify_file(tls, ca_file) : SSL_CTX_set_default_verify_paths(tls))
-        return tls;
-    SSL_CTX_free(tls);
-    return NULL;
-}
 
 static enum err link_read_settings(struct amqp_link *link, const struct amqp_settings *settings)
 {
@@ -64,7 +50,7 @@ static enum err link_read_settings(struct amqp_link *link, const struct amqp_set
     }
     for (size_t i = 0; i < link->address_count; i++)
         tls = tls || link->addresses[i].tls;
-    if (tls && !(link->tls = tls_new(ca_file))) {
+    if (tls && !(link->tls = conn_tls_new(ca_file))) {
         log_error("amqp.bad_ca_file", "link=%s file=%s why=%s", settings->name, log_quote(str_of(ca_file)),
             log_quote(str_of(ERR_reason_error_string(ERR_peek_last_error()))));
         return ERR_BAD_REQUEST;
@@ -160,8 +146,8 @@ static void link_connect(uv_timer_t *timer)
 
     link->state = LINK_CONNECTING;
     link->frame_max = CODEC_FRAME_MAX_MAX;
-    link->conn =
-        amqp_conn_open(link->loop, address->host, address->port, address->tls ? link->tls : NULL, &conn_events, link);
+    link->conn = conn_open(
+        link->loop, address->host, address->port, address->tls ? link->tls : NULL, CONN_BULK, &conn_events, link);
 }
 
 static void link_connected(void *owner)
@@ -247,7 +233,7 @@ static void link_go_up(struct amqp_link *link)
     if (link->up_ms)
         link->counters.reconnects_total++;
     link->up_ms = uv_now(link->loop);
-    amqp_conn_pause(link->conn, link->paused);
+    conn_pause(link->conn, link->paused);
     log_info("amqp.up", "link=%s broker=%s", link->settings.name, link_peer(link));
     if (link->settings.changed)
         link->settings.changed(link->settings.arg, true);
@@ -295,7 +281,7 @@ void amqp_link_break(struct amqp_link *link, const char *why)
 
     if (link->state == LINK_WAITING || link->state == LINK_GONE)
         return;
-    amqp_conn_drop(link->conn);
+    conn_drop(link->conn);
     link->conn = NULL;
     if (link->state == LINK_CLOSING) {
         link_shut(link);
@@ -330,20 +316,20 @@ static void link_tick(uv_timer_t *timer)
 
     amqp_publisher_tick(link, now);
     if (link->state == LINK_CONNECTING) {
-        amqp_conn_tick(link->conn, now);
+        conn_tick(link->conn, now);
     } else if (link->state >= LINK_STARTING && link->state < LINK_UP) {
         if (now >= link->state_deadline_ms)
             amqp_link_break(link, "no answer to the log-in");
     } else if (link_is_up(link)) {
-        heard = amqp_conn_heard_ms(link->conn);
+        heard = conn_heard_ms(link->conn);
         if (heard < link->unpaused_ms)
             heard = link->unpaused_ms;
-        if (now - amqp_conn_sent_ms(link->conn) >= heartbeat / 2 && !amqp_conn_unsent(link->conn)) {
+        if (now - conn_sent_ms(link->conn) >= heartbeat / 2 && !conn_unsent(link->conn)) {
             codec_add_heartbeat(link_out(link));
             amqp_link_kick(link);
         }
         /* Not when it is we who were stopped and have not read yet what came meanwhile. */
-        if (!link->paused && now - heard >= 2 * heartbeat && !amqp_conn_has_unread(link->conn))
+        if (!link->paused && now - heard >= 2 * heartbeat && !conn_has_unread(link->conn))
             amqp_link_break(link, "silent for two heartbeats");
         else if (!link->paused)
             amqp_topology_tick(link, now);
@@ -355,17 +341,17 @@ static void link_tick(uv_timer_t *timer)
 static void link_received(void *owner)
 {
     struct amqp_link *link = owner;
-    struct amqp_conn *conn = link->conn;
+    struct conn *conn = link->conn;
     struct codec_frame frame;
 
     while (link->conn == conn && !(link->paused && link_is_up(link))) {
-        ptrdiff_t n = codec_read_frame(amqp_conn_in(conn), link->frame_max, &frame);
+        ptrdiff_t n = codec_read_frame(conn_in(conn), link->frame_max, &frame);
 
         if (n < 0)
             amqp_link_break(link, "what it sends is not AMQP 0-9-1");
         if (n <= 0)
             return;
-        amqp_conn_consume(conn, (size_t)n); /* the bytes stay until the next read */
+        conn_consume(conn, (size_t)n); /* the bytes stay until the next read */
         link_frame(link, &frame);
     }
 }
@@ -400,7 +386,7 @@ static void link_closed_by_broker(struct amqp_link *link, struct str payload)
     if (said)
         snprintf(why, sizeof(why), "%u %.*s", said->reply_code, STR_ARG(codec_str(said->reply_text)));
     codec_add_method(link_out(link), 0, AMQP_CONNECTION_CLOSE_OK_METHOD, &ok);
-    amqp_conn_flush(link->conn);
+    conn_flush(link->conn);
     amqp_link_break(link, why);
 }
 
@@ -484,7 +470,7 @@ static void link_turn(struct amqp_link *link)
         link_received(link);
     }
     if (link->conn)
-        amqp_conn_flush(link->conn);
+        conn_flush(link->conn);
 }
 
 void amqp_link_pause(struct amqp_link *link, bool pause)
@@ -494,7 +480,7 @@ void amqp_link_pause(struct amqp_link *link, bool pause)
     link->paused = pause;
     if (!link_is_up(link))
         return; /* logging in needs to read; it takes effect afterwards */
-    amqp_conn_pause(link->conn, pause);
+    conn_pause(link->conn, pause);
     if (!pause) {
         link->unpaused_ms = uv_now(link->loop);
         link->resuming = true;
@@ -523,14 +509,14 @@ void amqp_link_close(struct amqp_link *link)
     assert(!link_is_closed(link));
     amqp_publisher_close(link);
     if (!was_up && link->conn) {
-        amqp_conn_drop(link->conn);
+        conn_drop(link->conn);
         link->conn = NULL;
     }
     link->state = LINK_CLOSING;
     uv_timer_start(&link->retry, link_goodbye_over, was_up ? GOODBYE_MS : 0, 0);
     amqp_link_kick(link);
     if (was_up) {
-        amqp_conn_pause(link->conn, false);
+        conn_pause(link->conn, false);
         codec_add_method(link_out(link), 0, AMQP_CONNECTION_CLOSE_METHOD, &goodbye);
     }
 }

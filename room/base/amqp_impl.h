@@ -7,7 +7,7 @@
 
 #include "amqp.h"
 #include "amqp_codec.h"
-#include "amqp_conn.h"
+#include "conn.h"
 #include "amqp_url.h"
 #include "map.h"
 
@@ -47,7 +47,7 @@ struct amqp_link {
     SSL_CTX *tls;
 
     enum link_state state;
-    struct amqp_conn *conn; /* NULL in WAITING and GONE */
+    struct conn *conn; /* NULL in WAITING and GONE */
     uint64_t state_deadline_ms, up_ms, down_ms, unpaused_ms;
     uint32_t frame_max;
     uint16_t channel_max;
@@ -98,7 +98,7 @@ static inline bool link_is_closed(const struct amqp_link *link)
 }
 static inline struct buf *link_out(struct amqp_link *link)
 {
-    return amqp_conn_out(link->conn);
+    return conn_out(link->conn);
 }
 void amqp_link_kick(struct amqp_link *link); /* there is something to do at the end of this turn */
 void amqp_link_break(struct amqp_link *link, const char *why);

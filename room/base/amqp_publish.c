@@ -102,7 +102,7 @@ bool amqp_publish_unconfirmed(struct amqp_link *link, const struct amqp_message 
 {
     struct buf *out;
 
-    if (!link_is_up(link) || link->blocked || amqp_conn_unsent(link->conn) > unsent_max_bytes)
+    if (!link_is_up(link) || link->blocked || conn_unsent(link->conn) > unsent_max_bytes)
         return false;
     out = link_out(link);
     if (!link->unconfirmed_open)

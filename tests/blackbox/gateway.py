@@ -66,7 +66,7 @@ class BaseService(Program):
 class Gateway(Program):
     executable, health = "roomd-gateway", "/readyz"
 
-    def __init__(self, cluster, base, name="gateway", **settings):
+    def __init__(self, cluster, base, name="gateway", ready=True, **settings):
         self.cluster, self.base = cluster, base
         self.session_secret = secrets.token_hex(32)
         super().__init__(cluster.home, name, {"instance_urls": ",".join(instance.url for instance in cluster.instances), "service_key": cluster.service_key,
@@ -76,7 +76,7 @@ class Gateway(Program):
         self.certificate = settings.get("tls_certificate_file")
         if self.certificate:
             self.url = self.url.replace("http:", "https:")
-        self.start()
+        self.start(ready)
 
     def user(self, account, **options):
         return User(self, account, **options)

@@ -2,14 +2,18 @@
 import contextlib
 import http.client
 import json
+import os
+import socket
 import ssl
 import subprocess
+import threading
 import urllib.parse
 
 import pytest
 import requests
 
 import roomd
+from gateway import BaseService, Gateway
 from roomd import wait_for
 
 
@@ -159,3 +163,104 @@ def test_a_database_that_cannot_prove_who_it_is_is_not_used(cluster, authority, 
         wait_for(lambda: "started instance=" in instance.log_text() and "database" in instance.readyz()[1]["reason"], 20)
         wait_for(lambda: "pg.connect_failed" in instance.log_text() and "certificate" in instance.log_text(), 20)
         assert "pg.up" not in instance.log_text()
+
+
+# --- the reference gateway ---
+
+
+class TlsFront:
+    """https://localhost in front of a server that speaks plain HTTP, one connection for each."""
+
+    def __init__(self, port, certificate, key):
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(certificate, key)
+        self.behind, self.listener = ("127.0.0.1", port), socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://localhost:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self.listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, plain):
+        with contextlib.suppress(OSError), self.context.wrap_socket(plain, server_side=True) as near, socket.create_connection(self.behind) as far:
+            back = threading.Thread(target=self._pass, args=(far, near), daemon=True)
+            back.start()
+            self._pass(near, far)
+            back.join()
+
+    @staticmethod
+    def _pass(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+@pytest.fixture
+def encrypted(cluster, authority, tls_broker_port):
+    """(instance, base, settings of a gateway that reaches all of it by TLS only)"""
+    certificate, key = authority.certificate("instance", "DNS:localhost")
+    base = BaseService(cluster)
+    front = TlsFront(base.port, certificate, key)
+    with contextlib.closing(front), instance_of(cluster, tls_certificate_file=certificate, tls_key_file=key) as instance:
+        instance.write_config(advertise_url=instance.url)
+        yield instance, base, {"instance_urls": instance.url, "base_url": front.url, "ca_file": authority.file,
+            "broker_urls": cluster.gateway_url.replace("amqp:", "amqps:").replace(f"127.0.0.1:{cluster.broker.port}", f"localhost:{tls_broker_port}")}
+        base.stop()
+        base.check()
+
+
+@contextlib.contextmanager
+def gateway_of(cluster, base, name, settings):
+    gateway = Gateway(cluster, base, name=name, **settings)
+    yield gateway
+    gateway.stop()
+    gateway.check()
+
+
+def test_the_gateway_goes_by_tls_to_instances_broker_and_files(cluster, authority, encrypted, monkeypatch):
+    instance, base, settings = encrypted
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
+    instance.start()
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with gateway_of(cluster, base, "gateway", settings) as gateway:
+        alice, bob = gateway.user("alice"), gateway.user("bob")
+        room = alice.group("behind TLS", "bob")
+        clients = [bob.web_client(transport) for transport in ("websocket", "sse", "poll")]
+        for client in clients:
+            client.wait_open()
+        data = os.urandom(3 << 20)
+        file_id = alice.upload(data).json()["file_id"]
+        alice.say(room, {"file_id": file_id}, kind="file")
+        for number in range(20):
+            alice.say(room, f"{number} " + "x" * 20_000)
+        assert clients[0].wait_sending(clients[0].send(room, "back"), "stored")
+        for client in clients:
+            client.wait_seq(room, 22, 20)
+            client.close()
+        assert bob.download(room, file_id).content == data
+
+
+def test_the_gateway_refuses_who_cannot_prove_who_it_is(cluster, authority, encrypted, tmp_path, monkeypatch):
+    instance, base, settings = encrypted
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
+    instance.start()
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with gateway_of(cluster, base, "right", settings) as gateway:
+        alice = gateway.user("alice")
+        at = alice.post("connect", {"all": True})
+    other = Authority(tmp_path / "theirs")
+    with gateway_of(cluster, base, "wrong", {**settings, "ca_file": other.file, "listen_port": gateway.port, "session_secret": gateway.session_secret, "ready": False}) as gateway:
+        wait_for(lambda: "started url=" in gateway.log_text(), 20)
+        assert requests.post(f"{gateway.url}/api/login", json={"account": "alice", "password": "pw-alice"}, headers={"X-Requested-With": "test"}, timeout=20).status_code == 503
+        answer = alice.session.get(urllib.parse.urljoin(gateway.url, at["sse"]), timeout=20)  # a good address for a good session
+        assert answer.status_code == 503, answer.text
+        log = gateway.log_text()
+        assert "base.connect" in log and "relay.endpoint_failed" in log and log.count("TLS: certificate: ") >= 2, log

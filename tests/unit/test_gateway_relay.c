@@ -1,6 +1,7 @@
 /* What the gateway's hop lets pass: everything as it is, but for migrate; and what it seals. */
 #include "gateway-adapter/gateway/relay.h"
 #include "gateway-adapter/gateway/seal.h"
+#include "gateway-adapter/gateway/server_url.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -143,6 +144,37 @@ static void a_sealed_text_opens_for_its_purpose_and_key_only(void **state)
     buf_clear(&plain);
 }
 
+static void a_server_is_found_by_its_url(void **state)
+{
+    static const struct {
+        const char *url, *host, *authority;
+        uint16_t port;
+        bool tls;
+    } good[] = {
+        {"http://10.0.0.5:7400", "10.0.0.5", "10.0.0.5:7400", 7400, false},
+        {"https://chat.example.com", "chat.example.com", "chat.example.com:443", 443, true},
+        {"HTTP://a/", "a", "a:80", 80, false},
+        {"https://[fd00::5]:7400/", "fd00::5", "[fd00::5]:7400", 7400, true},
+        {"http://[::1]", "::1", "[::1]:80", 80, false},
+    };
+    static const char *const bad[] = {"", "http://", "https:///", "ftp://a", "a:80", "http://:80",
+        "http://a:", "http://a:0", "http://a:65536", "http://a:8x", "http://a/path", "http://u@a", "http://[::1",
+        "http://[]:1", "http://[::1]7", "http://a:7400:1"};
+    struct server_url server;
+
+    (void)state;
+    for (size_t i = 0; i < countof(good); i++) {
+        assert_true(server_url_read(&server, str_of(good[i].url)));
+        assert_string_equal(server.host, good[i].host);
+        assert_string_equal(server.authority, good[i].authority);
+        assert_int_equal(server.port, good[i].port);
+        assert_int_equal(server.tls, good[i].tls);
+    }
+    for (size_t i = 0; i < countof(bad); i++)
+        if (server_url_read(&server, str_of(bad[i])))
+            fail_msg("%s was taken for %s", bad[i], server.authority);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -150,6 +182,7 @@ int main(void)
         cmocka_unit_test(only_migrate_is_rewritten_however_lines_are_cut),
         cmocka_unit_test(a_masked_frame_of_an_instance_is_refused),
         cmocka_unit_test(a_sealed_text_opens_for_its_purpose_and_key_only),
+        cmocka_unit_test(a_server_is_found_by_its_url),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,4 @@
-#include "amqp_conn.h"
+#include "conn.h"
 
 #include <arpa/inet.h>
 #include <assert.h>
@@ -12,29 +12,30 @@
 #include <unistd.h>
 
 enum {
-    IN_BYTES = 1 << 18,      /* two of the largest frames: a part of one in front, room for a whole one behind */
+    IN_BYTES = 1 << 18,      /* two of AMQP's largest frames: a part of one in front, room for a whole one behind */
+    IN_LEAN_BYTES = 1 << 16, /* more than a TLS record, and few enough for the allocator to have them at hand */
     IN_READS = 8,            /* for one turn: others want theirs */
     OUT_KEEP_BYTES = 1 << 20 /* an empty buffer above this gives its memory back */
 };
 
-/* RESOLVING -> CONNECTING (each address) -> TLS (amqps) -> OPEN; any -> DEAD */
+/* RESOLVING -> CONNECTING (each address) -> TLS -> OPEN; any -> DEAD */
 enum conn_state { CONN_RESOLVING, CONN_CONNECTING, CONN_TLS, CONN_OPEN, CONN_DEAD };
 
 /* libuv wants handle and descriptor to outlive the connection by a turn. */
 struct conn_socket {
     uv_poll_t poll;
-    struct amqp_conn *conn;
+    struct conn *conn;
     int fd, interest;
 };
 
 struct conn_lookup {
     uv_getaddrinfo_t request;
-    struct amqp_conn *conn; /* NULL when nobody waits any more */
+    struct conn *conn; /* NULL when nobody waits any more */
 };
 
-struct amqp_conn {
+struct conn {
     uv_loop_t *loop;
-    const struct amqp_conn_events *events;
+    const struct conn_events *events;
     void *owner;
     char *host;
     SSL_CTX *tls;
@@ -45,7 +46,9 @@ struct amqp_conn {
     struct conn_socket *socket;
     uint32_t holders; /* the owner, the lookup, each socket */
     uint64_t deadline_ms, heard_ms, sent_ms;
-    bool paused, want_write;
+    bool lean, paused, want_write;
+    bool draining; /* drained() is owed */
+    bool deaf;     /* the peer takes nothing any more, but has left something to read */
     struct buf out;
     size_t out_sent, in_start, in_end;
     char *in;
@@ -53,13 +56,14 @@ struct amqp_conn {
 };
 
 static void conn_looked_up(uv_getaddrinfo_t *request, int status, struct addrinfo *found);
-static void conn_try_next(struct amqp_conn *conn);
+static void conn_close_socket(struct conn *conn);
+static void conn_try_next(struct conn *conn);
 static void conn_polled(uv_poll_t *poll, int status, int events);
-static void conn_connected(struct amqp_conn *conn);
-static void conn_handshake(struct amqp_conn *conn);
-static void conn_opened(struct amqp_conn *conn);
+static void conn_connected(struct conn *conn);
+static void conn_handshake(struct conn *conn);
+static void conn_opened(struct conn *conn);
 
-static void conn_release(struct amqp_conn *conn)
+static void conn_release(struct conn *conn)
 {
     if (--conn->holders)
         return;
@@ -72,19 +76,20 @@ static void conn_release(struct amqp_conn *conn)
     free(conn);
 }
 
-static void conn_break(struct amqp_conn *conn, const char *why)
+static void conn_break(struct conn *conn, const char *why)
 {
     if (conn->state == CONN_DEAD)
         return;
     conn->state = CONN_DEAD;
+    conn_close_socket(conn); /* it would go on telling its end */
     conn->events->broken(conn->owner, why);
 }
 
-struct amqp_conn *amqp_conn_open(
-    uv_loop_t *loop, const char *host, uint16_t port, SSL_CTX *tls, const struct amqp_conn_events *events, void *owner)
+struct conn *conn_open(uv_loop_t *loop, const char *host, uint16_t port, SSL_CTX *tls, enum conn_kind kind,
+    const struct conn_events *events, void *owner)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
-    struct amqp_conn *conn = xcalloc(1, sizeof(*conn));
+    struct conn *conn = xcalloc(1, sizeof(*conn));
     char service[8];
     int failed;
 
@@ -93,8 +98,9 @@ struct amqp_conn *amqp_conn_open(
     conn->owner = owner;
     conn->host = xstrdup(host);
     conn->tls = tls;
+    conn->lean = kind == CONN_LEAN;
     conn->holders = 2;
-    conn->deadline_ms = uv_now(loop) + AMQP_CONN_STEP_MS;
+    conn->deadline_ms = uv_now(loop) + CONN_STEP_MS;
     conn->lookup = xcalloc(1, sizeof(*conn->lookup));
     conn->lookup->conn = conn;
     snprintf(service, sizeof(service), "%u", port);
@@ -118,7 +124,7 @@ static void socket_closed(uv_handle_t *handle)
     free(socket);
 }
 
-static void conn_close_socket(struct amqp_conn *conn)
+static void conn_close_socket(struct conn *conn)
 {
     if (!conn->socket)
         return;
@@ -127,7 +133,7 @@ static void conn_close_socket(struct amqp_conn *conn)
     conn->socket = NULL;
 }
 
-void amqp_conn_drop(struct amqp_conn *conn)
+void conn_drop(struct conn *conn)
 {
     conn->state = CONN_DEAD;
     if (conn->lookup) {
@@ -140,7 +146,7 @@ void amqp_conn_drop(struct amqp_conn *conn)
     conn_release(conn);
 }
 
-void amqp_conn_tick(struct amqp_conn *conn, uint64_t now_ms)
+void conn_tick(struct conn *conn, uint64_t now_ms)
 {
     if (conn->state >= CONN_OPEN || now_ms < conn->deadline_ms)
         return;
@@ -159,7 +165,7 @@ void amqp_conn_tick(struct amqp_conn *conn, uint64_t now_ms)
 static void conn_looked_up(uv_getaddrinfo_t *request, int status, struct addrinfo *found)
 {
     struct conn_lookup *lookup = container_of(request, struct conn_lookup, request);
-    struct amqp_conn *conn = lookup->conn;
+    struct conn *conn = lookup->conn;
 
     free(lookup);
     if (!conn) {
@@ -178,7 +184,7 @@ static void conn_looked_up(uv_getaddrinfo_t *request, int status, struct addrinf
     conn_release(conn);
 }
 
-static void conn_set_interest(struct amqp_conn *conn, int interest)
+static void conn_set_interest(struct conn *conn, int interest)
 {
     struct conn_socket *socket = conn->socket;
 
@@ -191,7 +197,7 @@ static void conn_set_interest(struct amqp_conn *conn, int interest)
         uv_poll_stop(&socket->poll);
 }
 
-static bool conn_try(struct amqp_conn *conn, const struct addrinfo *address)
+static bool conn_try(struct conn *conn, const struct addrinfo *address)
 {
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     struct conn_socket *socket;
@@ -211,7 +217,7 @@ static bool conn_try(struct amqp_conn *conn, const struct addrinfo *address)
     socket->conn = conn;
     conn->socket = socket;
     conn->holders++;
-    conn->deadline_ms = uv_now(conn->loop) + AMQP_CONN_STEP_MS;
+    conn->deadline_ms = uv_now(conn->loop) + CONN_STEP_MS;
     conn_set_interest(conn, UV_WRITABLE);
     return true;
 
@@ -224,7 +230,7 @@ fail:
     return false;
 }
 
-static void conn_try_next(struct amqp_conn *conn)
+static void conn_try_next(struct conn *conn)
 {
     conn_close_socket(conn);
     while (conn->next_address) {
@@ -237,7 +243,7 @@ static void conn_try_next(struct amqp_conn *conn)
     conn_break(conn, conn->why);
 }
 
-static void conn_connected(struct amqp_conn *conn)
+static void conn_connected(struct conn *conn)
 {
     int error = 0;
     socklen_t n = sizeof(error);
@@ -254,7 +260,7 @@ static void conn_connected(struct amqp_conn *conn)
         return;
     }
     conn->state = CONN_TLS;
-    conn->deadline_ms = uv_now(conn->loop) + AMQP_CONN_STEP_MS;
+    conn->deadline_ms = uv_now(conn->loop) + CONN_STEP_MS;
     conn->ssl = SSL_new(conn->tls);
     if (!conn->ssl || !SSL_set_fd(conn->ssl, conn->socket->fd)) {
         conn_break(conn, "TLS: out of memory");
@@ -271,7 +277,7 @@ static void conn_connected(struct amqp_conn *conn)
     conn_handshake(conn);
 }
 
-static void conn_note_tls_error(struct amqp_conn *conn)
+static void conn_note_tls_error(struct conn *conn)
 {
     unsigned long code = ERR_peek_last_error();
     long verify = SSL_get_verify_result(conn->ssl);
@@ -284,7 +290,7 @@ static void conn_note_tls_error(struct amqp_conn *conn)
         snprintf(conn->why, sizeof(conn->why), "TLS: closed by the peer");
 }
 
-static void conn_handshake(struct amqp_conn *conn)
+static void conn_handshake(struct conn *conn)
 {
     ERR_clear_error();
     int result = SSL_do_handshake(conn->ssl);
@@ -306,10 +312,9 @@ static void conn_handshake(struct amqp_conn *conn)
     }
 }
 
-static void conn_opened(struct amqp_conn *conn)
+static void conn_opened(struct conn *conn)
 {
     conn->state = CONN_OPEN;
-    conn->in = xmalloc(IN_BYTES);
     conn->heard_ms = conn->sent_ms = uv_now(conn->loop);
     conn_set_interest(conn, conn->paused ? 0 : UV_READABLE);
     conn->events->connected(conn->owner);
@@ -318,7 +323,7 @@ static void conn_opened(struct amqp_conn *conn)
 /* --- bytes --- */
 
 /* > 0 bytes, 0 = later, -1 = broken (why is set). */
-static ssize_t tls_result(struct amqp_conn *conn, int result)
+static ssize_t tls_result(struct conn *conn, int result)
 {
     if (result > 0)
         return result;
@@ -334,7 +339,7 @@ static ssize_t tls_result(struct amqp_conn *conn, int result)
     }
 }
 
-static ssize_t plain_result(struct amqp_conn *conn, ssize_t result, const char *what)
+static ssize_t plain_result(struct conn *conn, ssize_t result, const char *what)
 {
     if (result > 0)
         return result;
@@ -347,7 +352,7 @@ static ssize_t plain_result(struct amqp_conn *conn, ssize_t result, const char *
     return -1;
 }
 
-static ssize_t conn_recv(struct amqp_conn *conn, char *p, size_t n)
+static ssize_t conn_recv(struct conn *conn, char *p, size_t n)
 {
     assert(n > 0); /* the owner reads whole frames out as long as it is not paused */
     if (!conn->ssl)
@@ -356,7 +361,7 @@ static ssize_t conn_recv(struct amqp_conn *conn, char *p, size_t n)
     return tls_result(conn, SSL_read(conn->ssl, p, (int)n));
 }
 
-static ssize_t conn_send(struct amqp_conn *conn, const char *p, size_t n)
+static ssize_t conn_send(struct conn *conn, const char *p, size_t n)
 {
     if (!conn->ssl) {
         ssize_t sent = plain_result(conn, send(conn->socket->fd, p, n, MSG_NOSIGNAL), "write");
@@ -368,22 +373,26 @@ static ssize_t conn_send(struct amqp_conn *conn, const char *p, size_t n)
     return tls_result(conn, SSL_write(conn->ssl, p, n > 1 << 30 ? 1 << 30 : (int)n));
 }
 
-static void conn_watch(struct amqp_conn *conn)
+static void conn_watch(struct conn *conn)
 {
     if (conn->state == CONN_OPEN)
-        conn_set_interest(conn, (conn->paused ? 0 : UV_READABLE) | (conn->want_write ? UV_WRITABLE : 0));
+        conn_set_interest(
+            conn, (conn->paused ? 0 : UV_READABLE) | (conn->want_write || conn->draining ? UV_WRITABLE : 0));
 }
 
 /* Nothing stays behind unseen by poll: there is room for more than a TLS record, so OpenSSL never keeps a part. */
-static void conn_read(struct amqp_conn *conn)
+static void conn_read(struct conn *conn)
 {
+    size_t capacity = conn->lean ? IN_LEAN_BYTES : IN_BYTES;
     bool more = true;
 
+    if (!conn->in)
+        conn->in = xmalloc(capacity);
     for (int i = 0; i < IN_READS && more && conn->state == CONN_OPEN && !conn->paused; i++) {
         memmove(conn->in, conn->in + conn->in_start, conn->in_end - conn->in_start);
         conn->in_end -= conn->in_start;
         conn->in_start = 0;
-        ssize_t n = conn_recv(conn, conn->in + conn->in_end, IN_BYTES - conn->in_end);
+        ssize_t n = conn_recv(conn, conn->in + conn->in_end, capacity - conn->in_end);
 
         if (n < 0)
             conn_break(conn, conn->why);
@@ -394,40 +403,64 @@ static void conn_read(struct amqp_conn *conn)
         more = conn->ssl != NULL; /* a record has 16 KiB at most; TCP filled the buffer already */
         conn->events->received(conn->owner);
     }
+    if (conn->lean && conn->in_start == conn->in_end) {
+        free(conn->in);
+        conn->in = NULL;
+        conn->in_start = conn->in_end = 0;
+    }
     conn_watch(conn);
 }
 
-struct str amqp_conn_in(const struct amqp_conn *conn)
+struct str conn_in(const struct conn *conn)
 {
     return (struct str){conn->in + conn->in_start, conn->in_end - conn->in_start};
 }
 
-void amqp_conn_consume(struct amqp_conn *conn, size_t n)
+void conn_consume(struct conn *conn, size_t n)
 {
     conn->in_start += n;
     assert(conn->in_start <= conn->in_end);
 }
 
-struct buf *amqp_conn_out(struct amqp_conn *conn)
+struct buf *conn_out(struct conn *conn)
 {
     return &conn->out;
 }
 
-size_t amqp_conn_unsent(const struct amqp_conn *conn)
+size_t conn_unsent(const struct conn *conn)
 {
     return conn->out.n - conn->out_sent;
 }
 
-void amqp_conn_flush(struct amqp_conn *conn)
+/* A peer that gives up says why before it closes: what it has said is read, though it takes nothing any more. */
+static void conn_write_failed(struct conn *conn)
+{
+    if (conn->paused || !conn_has_unread(conn)) {
+        conn_break(conn, conn->why);
+        return;
+    }
+    conn->deaf = true;
+    conn->want_write = conn->draining = false;
+    conn->out_sent = 0;
+    buf_clear(&conn->out);
+    conn_watch(conn);
+}
+
+void conn_flush(struct conn *conn)
 {
     if (conn->state != CONN_OPEN)
         return;
+    if (conn->deaf) {
+        buf_clear(&conn->out);
+        return;
+    }
     conn->want_write = false;
+    conn->draining = conn->draining || (conn->events->drained && conn_unsent(conn));
     while (conn->out_sent < conn->out.n) {
         ssize_t n = conn_send(conn, conn->out.p + conn->out_sent, conn->out.n - conn->out_sent);
 
         if (n < 0) {
-            conn_break(conn, conn->why);
+            conn_write_failed(conn);
             return;
         }
         if (n > 0)
@@ -438,7 +471,7 @@ void amqp_conn_flush(struct amqp_conn *conn)
     }
     if (conn->out_sent == conn->out.n) {
         conn->out_sent = 0;
-        if (conn->out.capacity > OUT_KEEP_BYTES)
+        if (conn->lean || conn->out.capacity > OUT_KEEP_BYTES)
             buf_clear(&conn->out);
         else
             buf_reset(&conn->out);
@@ -451,7 +484,7 @@ void amqp_conn_flush(struct amqp_conn *conn)
 
 static void conn_polled(uv_poll_t *poll, int status, int events)
 {
-    struct amqp_conn *conn = container_of(poll, struct conn_socket, poll)->conn;
+    struct conn *conn = container_of(poll, struct conn_socket, poll)->conn;
 
     switch (conn->state) {
     case CONN_CONNECTING:
@@ -463,9 +496,13 @@ static void conn_polled(uv_poll_t *poll, int status, int events)
     case CONN_OPEN:
         if (status < 0)
             conn->socket->interest = 0; /* libuv has stopped it */
-        if (events & UV_WRITABLE || (conn->ssl && amqp_conn_unsent(conn)))
-            amqp_conn_flush(conn);
-        /* A broker that gives up says why before it closes: read that first even when the socket has an error. */
+        if (events & UV_WRITABLE || (conn->ssl && conn_unsent(conn)))
+            conn_flush(conn);
+        if (conn->state == CONN_OPEN && conn->draining && !conn_unsent(conn)) {
+            conn->draining = false;
+            conn_watch(conn);
+            conn->events->drained(conn->owner);
+        }
         if (conn->state == CONN_OPEN && (events & UV_READABLE || status < 0))
             conn_read(conn);
         break;
@@ -475,25 +512,40 @@ static void conn_polled(uv_poll_t *poll, int status, int events)
     }
 }
 
-void amqp_conn_pause(struct amqp_conn *conn, bool pause)
+void conn_pause(struct conn *conn, bool pause)
 {
     conn->paused = pause;
     conn_watch(conn);
 }
 
-bool amqp_conn_has_unread(const struct amqp_conn *conn)
+bool conn_has_unread(const struct conn *conn)
 {
     int n = 0;
 
     return conn->state == CONN_OPEN && ioctl(conn->socket->fd, FIONREAD, &n) == 0 && n > 0;
 }
 
-uint64_t amqp_conn_heard_ms(const struct amqp_conn *conn)
+uint64_t conn_heard_ms(const struct conn *conn)
 {
     return conn->heard_ms;
 }
 
-uint64_t amqp_conn_sent_ms(const struct amqp_conn *conn)
+uint64_t conn_sent_ms(const struct conn *conn)
 {
     return conn->sent_ms;
+}
+
+SSL_CTX *conn_tls_new(const char *ca_file)
+{
+    SSL_CTX *tls = SSL_CTX_new(TLS_client_method());
+
+    if (!tls)
+        return NULL;
+    SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION);
+    SSL_CTX_set_verify(tls, SSL_VERIFY_PEER, NULL);
+    SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    if (*ca_file ? SSL_CTX_load_verify_file(tls, ca_file) : SSL_CTX_set_default_verify_paths(tls))
+        return tls;
+    SSL_CTX_free(tls);
+    return NULL;
 }
