@@ -225,7 +225,7 @@ function openWebSocket(env, target, positions, stream) {
     };
     socket.onclose = ({ code, reason }) => {
         if (socket)
-            stream.ended({ code, error: new RequestError(refusal?.code ?? 'network', refusal?.message ?? (reason || `closed with ${code}`)) });
+            stream.ended({ code, error: endFrom(refusal, reason || `closed with ${code}`) });
     };
     return {
         close() {
@@ -235,6 +235,11 @@ function openWebSocket(env, target, positions, stream) {
         },
         send: (frame) => socket?.readyState === 1 && (socket.send(frame), true),
     };
+}
+
+/** What an `error` event said before the end, or what we know ourselves. */
+function endFrom(refusal, why) {
+    return new RequestError(refusal?.code ?? 'network', refusal?.message ?? why, { retryAfterMs: refusal?.retry_after_ms ?? 0 });
 }
 
 function parseEvent(line) {
@@ -262,7 +267,7 @@ function openSse(env, target, positions, stream) {
         for (;;) {
             const { done, value } = await reader.read();
             if (done)
-                throw new RequestError(refusal?.code ?? 'network', refusal?.message ?? 'the stream ended');
+                throw endFrom(refusal, 'the stream ended');
             stream.first();
             const lines = (rest + text.decode(value, { stream: true })).split('\n');
             rest = lines.pop();
@@ -372,6 +377,8 @@ class Stream {
             return;
         const waiting = event.req_id !== undefined && this.requests.get(event.req_id);
         if (!waiting) {
+            if (event.type === 'error' && this.state !== 'open')
+                return; // it is refused: the end says so, with what to do
             try {
                 this.connector.onEvent(event, this);
             } catch (error) {

@@ -589,12 +589,12 @@ def test_no_way_of_writing_it_gets_past_a_rule(gateway, strict):
 
 
 def test_a_stream_ends_with_its_session_and_a_newer_session_goes_on(start_gateway):
-    gateway = start_gateway(session_ttl_ms=2500)
+    gateway = start_gateway(session_ttl_ms=5000)
     alice = gateway.user("alice")
-    client = alice.web_client()
-    client.wait_open()
     frames = alice.frames()
     frames.until(lambda event: event["type"] == "hello")
+    client = alice.web_client()
+    client.wait_open()
     with pytest.raises(AssertionError, match="closed"):
         frames.until(lambda event: False)
     assert alice.refused("POST", "connect", {"all": True}) == (401, "unauthenticated")

@@ -411,6 +411,22 @@ test('overload is no reason for another transport', async () => {
     assert.deepEqual(world.states.at(-1), ['waiting', null, 'network']);
 });
 
+test('who is refused comes back when it was told to, and that is no error of the application\'s', async () => {
+    const world = new World();
+    const errors = [];
+    world.client.on('error', (error) => errors.push(error));
+    world.client.start();
+    await settle();
+    world.socket.say({ type: 'error', code: 'unavailable', message: 'too many at once', retry_after_ms: 9000 });
+    world.socket.end(4003);
+    await world.clock.advance(8999);
+    assert.equal(world.sockets.length, 1);
+    assert.deepEqual(world.states.at(-1), ['waiting', null, 'unavailable']);
+    await world.clock.advance(4000);
+    assert.equal(world.sockets.length, 2);
+    assert.deepEqual(errors, []);
+});
+
 test('an overloaded gateway is not asked for another transport either', async () => {
     const world = new World({ transports: ['sse', 'poll'] });
     world.client.start();
