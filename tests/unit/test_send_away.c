@@ -248,9 +248,9 @@ static void who_carries_too_much_sends_streams_until_all_have_their_part(void **
     /* 900 in parts of 100 : 100 : 50 */
     turns_for(200);
     assert_in_range(proxy_streams(world.proxy), 358, 361);
-    /* What they say is old by some ticks. */
-    assert_in_range(fake_instances[1].streams, 320, 400);
-    assert_in_range(fake_instances[2].streams, 140, 220);
+    /* What they say is old by some ticks, on a busy machine by more. */
+    assert_in_range(fake_instances[1].streams, 270, 410);
+    assert_in_range(fake_instances[2].streams, 130, 270);
     streams_leave();
 }
 
