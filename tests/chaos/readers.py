@@ -7,7 +7,7 @@ keeps what it saw in a checker.View.
     readers.urls(urls)           instances that may be asked from now on
     views, timeline, gaps = readers.finish()
         timeline: {room: [(sent_at, first seen by anybody), …]}   unix seconds
-        gaps:     {name: [(from, to), …]}                          times in which a stream got nothing for more than 0.3 s
+        gaps:     {name: [(from, to), …]}                          times in which a stream of who stays got nothing for more than 0.3 s
 """
 import asyncio
 import collections
@@ -218,7 +218,7 @@ class Reader:
         now, kind = time.time(), event["type"]
         self.view.take(event, now)
         if kind == "message":
-            if now - self.last_event > GAP_S:
+            if now - self.last_event > GAP_S and not self.spec.comes_and_goes:  # who is no member for a while gets nothing
                 self.gaps.append((self.last_event, now))
             self.last_event = now
         elif kind == "hello":
