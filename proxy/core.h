@@ -314,8 +314,9 @@ struct stream {
     uint32_t sub_count, reply_count;
     uint32_t heard_at, write_at, partial_at, closing_at;
     uint32_t frames_at;
-    uint16_t frames;   /* client frames in the second since frames_at */
-    uint16_t requests; /* what of them asked for something */
+    uint32_t pinged_at; /* up to then pings have told what moved */
+    uint16_t frames;    /* client frames in the second since frames_at */
+    uint16_t requests;  /* what of them asked for something */
     uint16_t close_code;
     uint8_t state, transport, deliver;
     bool all, one_room, deferred, close_sent, pong_waits, no_more_input;

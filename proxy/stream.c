@@ -448,15 +448,17 @@ static bool makes_progress(struct stream *stream)
 static void ping(struct stream *stream)
 {
     struct proxy *proxy = stream->proxy;
-    uint32_t since = (uint32_t)proxy->config->heartbeat_ms + 2 * proxy->tick_ms;
+    /* What moved since the last one, however late this one comes. */
+    uint32_t now = proxy_now(proxy), since = now - stream->pinged_at;
     struct buf json = {0};
     struct sub *sub;
     bool first = true;
 
+    stream->pinged_at = now;
     buf_printf(&json, "{\"type\":\"ping\",\"at\":%" PRIu64 ",\"heads\":[", proxy_unix_ms(proxy));
     list_for_each (sub, &stream->subs, stream_link) {
         /* The mark speaks of the log: not yet to whom shows something that may not be in it, or may have left. */
-        if (sub->state == SUB_OPENING || sub->unproven || sub->held || proxy_now(proxy) - sub->view->moved_at > since)
+        if (sub->state == SUB_OPENING || sub->unproven || sub->held || now - sub->view->moved_at > since)
             continue;
         buf_text(&json, first ? "{" : ",{");
         event_head(&json, view_room_id(sub->view), view_head(sub->view, stream->deliver), sub->view->durable.seq);
@@ -559,6 +561,7 @@ void wheel_add(struct stream *stream)
 
     list_push_back(&proxy->slots[proxy->slot_fill], &stream->wheel_link);
     proxy->slot_fill = (proxy->slot_fill + 1) % proxy->slot_count;
+    stream->pinged_at = proxy_now(proxy); /* hello has told the rest */
 }
 
 void wheel_start(struct proxy *proxy)

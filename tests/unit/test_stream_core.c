@@ -502,6 +502,24 @@ static void a_reader_is_not_silent_because_the_instance_stood_still(void **state
     client_free(alice);
 }
 
+static void a_ping_that_comes_late_names_all_that_moved_since_the_last_one(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    struct client *alice;
+
+    (void)state;
+    world.config.heartbeat_ms = 200;
+    alice = client_open("ndjson", ticket_of("alice", DELIVER_EARLY, false, rooms));
+    turns_for(20);
+    say_early(room, 1);
+    turns(2);
+    uv_sleep(700); /* this is the pause, not a wait */
+    turns_for(250);
+    assert_true(holds(&alice->wire.out, "\"heads\":[{"));
+    client_free(alice);
+}
+
 static void a_view_lives_as_long_as_somebody_listens(void **state)
 {
     struct fake_room *room = room_with("alice");
@@ -905,6 +923,7 @@ int main(void)
         TEST(a_removed_room_ends_its_streams_after_the_last_entry),
         TEST(marks_are_not_sent_more_often_than_the_interval),
         TEST(a_reader_is_not_silent_because_the_instance_stood_still),
+        TEST(a_ping_that_comes_late_names_all_that_moved_since_the_last_one),
         TEST(a_view_lives_as_long_as_somebody_listens),
         TEST(equal_reads_of_many_streams_are_one),
         TEST(a_database_that_is_away_delays_catching_up_and_loses_nothing),
