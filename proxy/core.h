@@ -92,6 +92,7 @@ struct bytes *event_encode(enum encoding encoding, struct str json, struct str i
 struct bytes *ws_frame_bytes(uint8_t opcode, struct str payload);
 /* "room_id":…,"head":…,"durable_seq":… */
 void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_t durable_seq);
+void event_durable(struct buf *out, struct str room_id, uint64_t seq);
 /* retry_after_ms: 0 = not said. */
 void event_error(struct buf *out, enum err err, const char *message, uint32_t retry_after_ms, struct str req_id);
 

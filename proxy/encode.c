@@ -158,6 +158,11 @@ void event_head(struct buf *out, struct str room_id, struct cursor head, uint64_
         out, "\"room_id\":\"%.*s\",\"head\":\"%s\",\"durable_seq\":%" PRIu64, STR_ARG(room_id), text, durable_seq);
 }
 
+void event_durable(struct buf *out, struct str room_id, uint64_t seq)
+{
+    buf_printf(out, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}", STR_ARG(room_id), seq);
+}
+
 void event_error(struct buf *out, enum err err, const char *message, uint32_t retry_after_ms, struct str req_id)
 {
     buf_printf(out, "{\"type\":\"error\",\"code\":\"%s\",\"message\":", err_code(err));

@@ -37,8 +37,7 @@ static void send_mark(struct view *view)
     view->mark_at = proxy_now(view->proxy);
     view->mark_seq = view->durable.seq;
     if (!list_empty(&view->subs[VIEW_LIVE_EARLY])) {
-        buf_printf(&json, "{\"type\":\"durable\",\"room_id\":\"%.*s\",\"seq\":%" PRIu64 "}",
-            STR_ARG(view_room_id(view)), view->durable.seq);
+        event_durable(&json, view_room_id(view), view->durable.seq);
         send_to(&view->subs[VIEW_LIVE_EARLY], buf_str(&json), marks);
         view->proxy->count.marks++;
     }

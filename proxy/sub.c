@@ -346,11 +346,7 @@ static void settle(struct sub *sub)
     sub_proven(sub);
     if (is_durable(sub) || sub->state == SUB_SIGNALLED || view->durable.seq <= marked || !list_empty(&view->mark_link))
         return;
-    buf_text(&json, "{\"type\":\"durable\",\"room_id\":\"");
-    buf_add_str(&json, view_room_id(view));
-    buf_text(&json, "\",\"seq\":");
-    buf_u64(&json, view->durable.seq);
-    buf_char(&json, '}');
+    event_durable(&json, view_room_id(view), view->durable.seq);
     stream_say_droppable(sub->stream, buf_str(&json));
     buf_clear(&json);
 }

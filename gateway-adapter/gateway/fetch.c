@@ -22,7 +22,7 @@ struct line {
     struct fetch *fetch; /* NULL: answered */
     struct conn *conn;
     uv_timer_t timer;
-    struct buf request, answer;
+    struct buf answer;
 };
 
 static void on_connected(void *owner);
@@ -45,7 +45,6 @@ static void line_free(uv_handle_t *timer)
     struct line *line = timer->data;
 
     list_remove(&line->link);
-    buf_clear(&line->request);
     buf_clear(&line->answer);
     free(line);
 }
@@ -85,28 +84,29 @@ void fetch_start(struct fetches *fetches, struct fetch *fetch)
 {
     struct gateway *gateway = fetches->gateway;
     struct line *line = xcalloc(1, sizeof *line);
+    struct buf *out;
 
     line->fetches = fetches;
     line->fetch = fetch;
     fetch->impl = line;
     list_push_back(&fetches->all, &line->link);
-    buf_printf(&line->request, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n",
-        fetch->method, fetch->path, gateway->base.authority, gateway->settings->base_key);
-    if (fetch->body.n)
-        buf_printf(&line->request, "Content-Type: application/json\r\nContent-Length: %zu\r\n", fetch->body.n);
-    buf_text(&line->request, "\r\n");
-    buf_add_str(&line->request, fetch->body);
     uv_timer_init(gateway->loop, &line->timer);
     line->timer.data = line;
     uv_timer_start(&line->timer, on_late, DEADLINE_MS, 0);
     line->conn = base_connect(gateway, &line_events, line);
+    out = conn_out(line->conn);
+    buf_printf(out, "%s %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: close\r\n", fetch->method,
+        fetch->path, gateway->base.authority, gateway->settings->base_key);
+    if (fetch->body.n)
+        buf_printf(out, "Content-Type: application/json\r\nContent-Length: %zu\r\n", fetch->body.n);
+    buf_text(out, "\r\n");
+    buf_add_str(out, fetch->body);
 }
 
 static void on_connected(void *owner)
 {
     struct line *line = owner;
 
-    buf_add(conn_out(line->conn), line->request.p, line->request.n);
     conn_flush(line->conn);
 }
 

@@ -1,15 +1,14 @@
 /* roomd-gateway: the contents page. Each line of start() needs those above it; stop() goes back up. */
 #include "gateway.h"
 
-#include <errno.h>
 #include <openssl/err.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "room/base/clock.h"
+#include "room/base/complain.h"
 #include "room/base/log.h"
 
 extern char **environ;
@@ -49,7 +48,6 @@ struct running {
     bool signals, glued, stopping;
 };
 
-static void complain(const char *format, ...) PRINTF_LIKE(1, 2);
 static int serve(const struct gateway_settings *settings);
 static bool start(struct running *running);
 static void stop(struct running *running);
@@ -89,17 +87,6 @@ int main(int argc, char **argv)
     settings_clear(&table, &settings);
     buf_clear(&text);
     return code;
-}
-
-static void complain(const char *format, ...)
-{
-    va_list args;
-
-    fputs("roomd-gateway: ", stderr);
-    va_start(args, format);
-    vfprintf(stderr, format, args);
-    va_end(args);
-    fputc('\n', stderr);
 }
 
 static int serve(const struct gateway_settings *settings)

@@ -489,7 +489,7 @@ static void upload(struct relay *relay, const char *p, size_t n)
     relay->relays->bytes_up_total += n;
     buf_add(conn_out(relay->hop), p, n);
     conn_flush(relay->hop);
-    if (relay->hop && conn_unsent(relay->hop) > relay->relays->pending_max_bytes)
+    if (conn_unsent(relay->hop) > relay->relays->pending_max_bytes)
         wire_close(relay->wire);
 }
 

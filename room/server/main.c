@@ -11,11 +11,11 @@
 #include <stdlib.h>
 
 #include "api.h"
-#include "complain.h"
 #include "drain.h"
 #include "migrate.h"
 #include "options.h"
 #include "room/base/clock.h"
+#include "room/base/complain.h"
 #include "room/base/log.h"
 #include "room/rules.h"
 #include "schema.h"

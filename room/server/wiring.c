@@ -4,7 +4,7 @@
 #include <inttypes.h>
 
 #include "api.h"
-#include "complain.h"
+#include "room/base/complain.h"
 #include "room/base/log.h"
 
 void wire_stop_loop(struct service *service)

@@ -281,11 +281,11 @@ def test_every_confirmed_message_is_in_the_log_once_and_in_order_though_the_brok
     sender = Sender(cluster, rooms, 12_000, window=1000, send_ms=120_000, rate=1000)
     for _ in range(3):  # each time it has come back: counted from there, for a loaded machine may see a fixed share late
         before = len(sender.answers())
-        roomd.wait_for(lambda: len(sender.answers()) >= before + 1_000, 120)
+        roomd.wait_for(lambda: len(sender.answers()) >= before + 300, 120)  # soon: a sender that catches up after an outage must not be done before the last kill
         broker.kill(settle=False)
         broker.start()
     report = sender.finish(180)
-    assert report["confirmed"] == 12_000 and report["connects"] >= 3 and report["resent"] > 0, report  # where the broker starts slowly all may be sent before the third kill
+    assert report["confirmed"] == 12_000 and report["connects"] >= 4 and report["resent"] > 0, report
     rows = in_log(cluster, rooms, 12_000)
     assert len(rows) == len(set(rows)) == 12_000
     each_room_ascends(rows)

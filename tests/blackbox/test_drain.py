@@ -69,7 +69,7 @@ class Reader(threading.Thread):
             with contextlib.suppress(requests.RequestException, AssertionError, Refused, OSError):
                 self.stream = self.cluster.open_stream(self.account, asked, transport=self.transport, api=instance.api, deliver=self.deliver)
                 return
-        time.sleep(0.05)
+        self.over.wait(0.05)
 
     def finish(self):
         self.over.set()

@@ -107,6 +107,7 @@ def test_cuts_and_a_kill_lose_nothing_and_show_nothing_twice(new_cluster, web_cl
     for cut in range(cuts):
         time.sleep(random.uniform(0, 2 * messages * 0.005 / cuts))  # not a wait: the moment of the cut
         own.append(bob.send(room, f"own {cut}"))
+        bob.wait(lambda: bob.of("state")[-1]["state"] == "open", 30)  # each cut cuts something
         for link in links.values():
             link.cut()
             link.mend()
@@ -121,7 +122,7 @@ def test_cuts_and_a_kill_lose_nothing_and_show_nothing_twice(new_cluster, web_cl
     assert len([entry for entry in log if entry["type"] == "message" and entry["sender"] == "bob"]) == cuts
     bob.wait_seq(room, log[-1]["seq"], 30)
     same_log(bob, cluster.api, room)
-    assert len(bob.of("open")) > cuts / 10  # on a busy machine a second cut often comes before the client is back from the first
+    assert len(bob.of("open")) > cuts / 3
     owner.start()
 
 

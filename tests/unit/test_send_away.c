@@ -244,13 +244,14 @@ static void who_carries_too_much_sends_streams_until_all_have_their_part(void **
     instances_are(2, 0);
     streams_open(900);
     fake_instances[2].weight = 50;
+    world.config.rebalance_streams_per_s = 1000; /* few in a tick: what the others say is old on a busy machine */
     even_out(2, 360);
     /* 900 in parts of 100 : 100 : 50 */
     turns_for(200);
     assert_in_range(proxy_streams(world.proxy), 358, 361);
-    /* What they say is old by some ticks, on a busy machine by more. */
-    assert_in_range(fake_instances[1].streams, 270, 410);
-    assert_in_range(fake_instances[2].streams, 130, 270);
+    /* What they say is old by some ticks. */
+    assert_in_range(fake_instances[1].streams, 320, 400);
+    assert_in_range(fake_instances[2].streams, 140, 220);
     streams_leave();
 }
 

@@ -1,5 +1,7 @@
+#define _GNU_SOURCE /* program_invocation_short_name */
 #include "complain.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -7,7 +9,7 @@ void complain(const char *format, ...)
 {
     va_list args;
 
-    fputs("roomd: ", stderr);
+    fprintf(stderr, "%s: ", program_invocation_short_name);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
