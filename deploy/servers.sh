@@ -126,11 +126,12 @@ daemon() {
     done
 }
 
-# Is it the process that was started for HOME? Zombies have no environment any more: they are dead. In the middle of an exec it is empty, too, for a moment.
+# Is it the process that was started for HOME? Zombies have no environment any more: they are dead. In the middle of an exec it is empty, too: for a moment, or
+# on a busy machine for some tenths of a second.
 process_alive() {
     local try environment
     [ -n "$1" ] || return 1
-    for try in 1 2 3 4; do
+    for try in {1..100}; do
         [ "$try" = 1 ] || sleep 0.02
         environment=$({ tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null)
         [ -z "$environment" ] || break

@@ -13,7 +13,7 @@ import doors
 import roomd
 
 DEADLINE_S = 120
-open_clusters = []
+open_clusters, session_clusters = [], []
 
 
 def pytest_configure(config):
@@ -41,7 +41,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A failure shows the end of each log, and keeps all of them in ROOMD_TEST_LOGS."""
+    """A failure shows the end of each log of the clusters it was about, and keeps those of all in ROOMD_TEST_LOGS."""
     report = (yield).get_result()
     if not report.failed:
         return
@@ -49,8 +49,10 @@ def pytest_runtest_makereport(item, call):
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         for cluster in open_clusters:
+            concerned = cluster not in session_clusters or "session_cluster" in item.fixturenames
             for log in cluster.home.glob("*.log"):
-                report.sections.append((f"{cluster.name} {log.name}", "\n".join(log.read_text(errors="replace").splitlines()[-40:])))
+                if concerned:
+                    report.sections.append((f"{cluster.name} {log.name}", "\n".join(log.read_text(errors="replace").splitlines()[-40:])))
                 shutil.copy(log, folder / f"{cluster.name}-{log.name}")
             for log in cluster.servers.home.glob("*.log"):
                 shutil.copy(log, folder / log.name)
@@ -93,6 +95,7 @@ def close_cluster(cluster):
 def session_cluster(servers):
     cluster = roomd.Cluster(servers, instances=2)
     open_clusters.append(cluster)
+    session_clusters.append(cluster)
     cluster.wait_spread()
     yield cluster
     close_cluster(cluster)

@@ -38,7 +38,8 @@ def rows(cluster):
     """All that the database holds of rooms, but for what moves by itself."""
     tables = [name for (name,) in cluster.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
         if name not in ("instance", "shard_lease")]
-    return {name: cluster.rows(f"SELECT * FROM {name} ORDER BY 1, 2") for name in tables}
+    # A dead letter of another test may be sent meanwhile.
+    return {name: cluster.rows(f"SELECT to_jsonb(t) - 'sent_at' FROM {name} t ORDER BY 1") for name in tables}
 
 
 @pytest.fixture
