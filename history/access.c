@@ -5,12 +5,13 @@
 #include <stdlib.h>
 
 #include "room/base/log.h"
+#include "room/room.h"
 
 enum { BATCH_MAX = 1000 };
 
 /* One question to the database on behalf of many. */
 struct batch {
-    struct list link; /* reader->access_batches or ->validity_batches */
+    struct list link; /* reader->access_batches, ->validity_batches or ->taken_back_batches */
     struct reader *reader;
     struct pg_query query;
     struct list asked; /* by their nth, which is the row of the answer; those who forgot it are gone from here */
@@ -20,6 +21,8 @@ static void ask_database(struct reader *reader, struct list *accesses);
 static void access_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 static void check_cursors(struct reader *reader, struct list *validities);
 static void validity_on_rows(struct pg_query *query, enum err err, const PGresult *result);
+static void taken_backs_turn(struct reader *reader);
+static void taken_back_on_rows(struct pg_query *query, enum err err, const PGresult *result);
 static void free_batches(struct list *batches);
 
 void access_open(struct reader *reader)
@@ -28,6 +31,8 @@ void access_open(struct reader *reader)
     list_init(&reader->access_batches);
     list_init(&reader->validities);
     list_init(&reader->validity_batches);
+    list_init(&reader->taken_backs);
+    list_init(&reader->taken_back_batches);
     list_init(&reader->rooms_by_use);
     map_init(&reader->rooms);
 }
@@ -38,9 +43,12 @@ void access_close(struct reader *reader)
 
     free_batches(&reader->access_batches);
     free_batches(&reader->validity_batches);
+    free_batches(&reader->taken_back_batches);
     while (list_pop_front(&reader->accesses))
         ;
     while (list_pop_front(&reader->validities))
+        ;
+    while (list_pop_front(&reader->taken_backs))
         ;
     map_clear(&reader->rooms);
     while ((link = list_pop_front(&reader->rooms_by_use)))
@@ -80,6 +88,7 @@ void access_turn(struct reader *reader)
         ask_database(reader, &asked);
     while (!list_empty(&reader->validities))
         check_cursors(reader, &reader->validities);
+    taken_backs_turn(reader);
 }
 
 static struct batch *batch_new(struct reader *reader, struct list *batches, const struct pg_statement *statement,
@@ -99,7 +108,8 @@ static struct batch *batch_new(struct reader *reader, struct list *batches, cons
 static const struct pg_statement access_statement = {
     .name = "history_access",
     .sql = "SELECT r.room_no, r.removed, r.since_join, h.last_epoch, h.last_seq, m.role, m.join_seq, m.muted_until, "
-           "r.muted_until, r.members, r.kind = 'direct' "
+           "r.muted_until, r.members, r.kind = 'direct', "
+           "(SELECT max(seq) FROM log_entry WHERE room_no = r.room_no AND " TAKEN_BACK ") "
            "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY x(room_id, account, n) "
            "LEFT JOIN room r ON r.room_id = x.room_id COLLATE \"C\" LEFT JOIN room_head h ON h.room_no = r.room_no "
            "LEFT JOIN room_member m ON m.room_no = r.room_no AND m.account = x.account COLLATE \"C\" ORDER BY x.n",
@@ -151,6 +161,7 @@ bool access_from_memory(struct reader *reader, struct history_access *access, en
     access->since_join = view.since_join;
     access->head = (struct cursor){view.durable_epoch, view.durable_seq};
     access->last_seq = view.last_seq;
+    access->taken_back_seq = view.taken_back_seq;
     access->muted_until = muted_until(access, muted, view.muted_until);
     access->members = view.members;
     access->direct = view.direct;
@@ -256,6 +267,7 @@ static enum err access_fill(struct reader *reader, struct history_access *access
         muted_until(access, (uint64_t)pg_get_i64(result, row, 7), (uint64_t)pg_get_i64(result, row, 8));
     access->members = (int32_t)pg_get_i64(result, row, 9);
     access->direct = pg_get_bool(result, row, 10);
+    access->taken_back_seq = (uint64_t)pg_get_i64(result, row, 11);
     remember_room(reader, access->room_id, access->room_no, access->since_join);
     return access_verdict(access);
 }
@@ -351,6 +363,119 @@ static void validity_on_rows(struct pg_query *query, enum err err, const PGresul
         }
         validity->done(validity, err);
     }
+    list_remove(&batch->link);
+    free(batch);
+}
+
+/* ---------------------------------------------------------------------------------------------------- taken back */
+
+static const struct pg_statement taken_back_statement = {
+    .name = "history_taken_back",
+    .sql = "SELECT " ENTRY_COLUMNS(
+        "e") ", x.n - 1 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) "
+             "WITH ORDINALITY x(room_no, above, upto, n) JOIN log_entry e ON e.room_no = x.room_no AND e.seq > x.above "
+             "AND e.seq <= x.upto AND " TAKEN_BACK " ORDER BY x.n, e.seq",
+    .params = 3,
+};
+
+enum { NTH = 12 }; /* behind ENTRY_COLUMNS */
+
+void history_ask_taken_back(struct history *history, struct history_taken_back *taken_back)
+{
+    list_push_back(&history->reader->taken_backs, &taken_back->link);
+    reader_wake(history->reader);
+}
+
+void history_taken_back_forget(struct history_taken_back *taken_back)
+{
+    list_remove(&taken_back->link);
+}
+
+static void ask_taken_back(struct reader *reader, struct list *taken_backs)
+{
+    struct batch *batch = batch_new(reader, &reader->taken_back_batches, &taken_back_statement, taken_back_on_rows);
+    struct pg_params params = {0};
+    struct pg_array rooms = {0}, above = {0}, upto = {0};
+    struct list *link;
+    size_t n = 0;
+
+    pg_array_reset(&rooms, PG_INT8);
+    pg_array_reset(&above, PG_INT8);
+    pg_array_reset(&upto, PG_INT8);
+    while (n < BATCH_MAX && (link = list_pop_front(taken_backs))) {
+        struct history_taken_back *taken_back = list_entry(link, struct history_taken_back, link);
+
+        taken_back->nth = n++;
+        pg_array_i64(&rooms, taken_back->room_no);
+        pg_array_i64(&above, as_bigint(taken_back->above_seq));
+        pg_array_i64(&upto, as_bigint(taken_back->upto_seq));
+        list_push_back(&batch->asked, &taken_back->link);
+    }
+    pg_param_array(&params, &rooms);
+    pg_param_array(&params, &above);
+    pg_param_array(&params, &upto);
+    pg_submit(reader->history->pg, &batch->query, &params);
+    pg_array_clear(&rooms);
+    pg_array_clear(&above);
+    pg_array_clear(&upto);
+    pg_params_clear(&params);
+}
+
+/* The owner knows of nearly all rooms that there is nothing: who comes back need not wait for the database. */
+static bool nothing_taken_back(struct reader *reader, const struct history_taken_back *taken_back)
+{
+    struct shard *shard = history_find_shard_of(reader->history, taken_back->room_id);
+    struct seq_room_view view;
+
+    return shard && shard_is_sequencing(shard) && sequencer_find_room(shard->sequencer, taken_back->room_id, &view) &&
+           view.taken_back_seq <= taken_back->above_seq;
+}
+
+static void taken_backs_turn(struct reader *reader)
+{
+    struct list asked;
+    struct list *link;
+
+    list_init(&asked);
+    while ((link = list_pop_front(&reader->taken_backs))) {
+        struct history_taken_back *taken_back = list_entry(link, struct history_taken_back, link);
+
+        if (!nothing_taken_back(reader, taken_back)) {
+            list_push_back(&asked, &taken_back->link);
+            continue;
+        }
+        taken_back->count = 0;
+        taken_back->done(taken_back, ERR_OK);
+    }
+    while (!list_empty(&asked))
+        ask_taken_back(reader, &asked);
+}
+
+static void taken_back_on_rows(struct pg_query *query, enum err err, const PGresult *result)
+{
+    struct batch *batch = container_of(query, struct batch, query);
+    struct entry **voids;
+    struct list *link;
+    int rows, row = 0;
+
+    err = reader_error(query, err, result);
+    rows = err ? 0 : PQntuples(result);
+    voids = xcalloc((size_t)rows + 1, sizeof(struct entry *));
+    while ((link = list_pop_front(&batch->asked))) {
+        struct history_taken_back *taken_back = list_entry(link, struct history_taken_back, link);
+        size_t count = 0;
+
+        while (row < rows && (size_t)pg_get_i64(result, row, NTH) < taken_back->nth) /* of one who forgot it */
+            row++;
+        for (; row < rows && (size_t)pg_get_i64(result, row, NTH) == taken_back->nth; row++)
+            voids[count++] = entry_from_row(taken_back->room_id, taken_back->room_no, result, row, 0);
+        taken_back->voids = voids;
+        taken_back->count = count;
+        taken_back->done(taken_back, err);
+        while (count)
+            entry_drop(voids[--count]);
+    }
+    free(voids);
     list_remove(&batch->link);
     free(batch);
 }

@@ -62,8 +62,10 @@ static const struct pg_statement ask_others = {.name = "facts_but_rooms", .sql =
 static const struct pg_statement ask_all = {
     .name = "facts",
     .sql = "SELECT 1 AS kind, x.part, x.room_id, coalesce(r.owner, ''), NULL::uuid, r.room_no,"
-           " (r.removed::int + 2 * r.since_join::int + 4 * (r.kind = 'direct')::int)::bigint, r.members::bigint,"
-           " r.member_limit::bigint, h.last_seq, h.last_epoch, h.last_at, h.counted, r.muted_until, '', ''"
+           " r.removed::int + 2 * r.since_join::int + 4 * (r.kind = 'direct')::int"
+           " + 8 * coalesce((SELECT max(seq) FROM log_entry WHERE room_no = r.room_no AND " TAKEN_BACK "), 0),"
+           " r.members::bigint, r.member_limit::bigint, h.last_seq, h.last_epoch, h.last_at, h.counted, r.muted_until,"
+           " '', ''"
            " FROM unnest($11::int4[], $12::text[]) x(part, room_id)"
            " CROSS JOIN LATERAL (SELECT * FROM room WHERE room_id = x.room_id LIMIT 1) r" /* by key, whatever the */
            " CROSS JOIN LATERAL (SELECT * FROM room_head WHERE room_no = r.room_no LIMIT 1) h" /* statistics say */
@@ -251,6 +253,7 @@ static void take_row(struct round *round, const PGresult *result, int row)
                 .removed = flags & 1,
                 .since_join = flags & 2,
                 .direct = flags & 4,
+                .taken_back_seq = (uint64_t)flags / 8,
                 .members = (int32_t)pg_get_i64(result, row, 7),
                 .member_limit = (int32_t)pg_get_i64(result, row, 8),
                 .owner = pg_get_str(result, row, 3),

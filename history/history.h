@@ -94,8 +94,10 @@ struct history_access {
     bool removed, since_join;
     enum role role;
     uint64_t join_seq;
-    struct cursor head;   /* durable, with the epoch of the entry there */
-    uint64_t last_seq;    /* sequenced, durable or not; 0: not known here (another instance owns the room) */
+    struct cursor head; /* durable, with the epoch of the entry there */
+    uint64_t last_seq;  /* sequenced, durable or not; 0: not known here (another instance owns the room) */
+    /* the newest void in the place of a message that readers may have been shown (history_ask_taken_back); 0 = none */
+    uint64_t taken_back_seq;
     uint64_t muted_until; /* unix ms: the account may not speak before; 0 = it may. Of the room's mute too, unless the
                            * role is above it */
     int32_t members;
@@ -288,6 +290,21 @@ struct history_validity {
 };
 void history_check_cursor(struct history *history, struct history_validity *validity);
 void history_validity_forget(struct history_validity *validity);
+
+/* --- voids in the place of messages that readers may have been shown early: late duplicates, and what the database
+ * refused. Those above above_seq up to upto_seq; batched per turn --- */
+struct history_taken_back {
+    struct str room_id; /* borrowed until done */
+    int64_t room_no;
+    uint64_t above_seq, upto_seq;
+    void (*done)(struct history_taken_back *taken_back, enum err err);
+    struct entry **voids; /* ascending; good for the call: hold what you keep */
+    size_t count;
+    struct list link;
+    size_t nth;
+};
+void history_ask_taken_back(struct history *history, struct history_taken_back *taken_back);
+void history_taken_back_forget(struct history_taken_back *taken_back);
 
 /* How lists of rooms show an entry (room.h, rooms_show_entries_with): the row's ENTRY_COLUMNS begin at `column`. */
 void history_write_row(

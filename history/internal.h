@@ -29,6 +29,10 @@
 #include "room/base/map.h"
 #include "sequencer.h"
 
+/* SQL: is a row of log_entry a void in the place of a message that readers may have been shown? The voids of ops have
+ * an id. Index log_entry_taken_back holds just these. */
+#define TAKEN_BACK "type = 0 AND message_id IS NULL"
+
 struct reader;
 struct facts;
 struct writer;

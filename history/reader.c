@@ -124,7 +124,7 @@ void reader_turn(struct reader *reader)
     struct list *link;
 
     while (!list_empty(&reader->pulls_new) || !list_empty(&reader->accesses) || !list_empty(&reader->validities) ||
-           !list_empty(&reader->pages_new) || !list_empty(&reader->hiddens)) {
+           !list_empty(&reader->taken_backs) || !list_empty(&reader->pages_new) || !list_empty(&reader->hiddens)) {
         while ((link = list_pop_front(&reader->pulls_new)))
             op_begin(list_entry(link, struct pull_op, new_link));
         access_turn(reader);

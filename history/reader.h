@@ -79,6 +79,8 @@ struct reader {
     struct list rooms_by_use;
     struct list validities; /* struct history_validity, of this turn */
     struct list validity_batches;
+    struct list taken_backs; /* struct history_taken_back, of this turn */
+    struct list taken_back_batches;
     struct access_counters access_counters;
     struct list hiddens; /* struct history_hidden, of this turn */
     struct list hidden_batches;

@@ -323,6 +323,7 @@ void sequencer_fact_room(struct sequencer *s, const struct seq_needs *needs, con
     room->durable = room->now;
     room->last_seq = room->durable_seq = fact->last_seq;
     room->durable_epoch = fact->last_epoch;
+    room->taken_back_seq = fact->taken_back_seq;
     room->last_at = fact->last_at;
     room->counted = fact->counted;
     room->stale_asking = needs->asking - 1; /* from an earlier life: what changed since is forgotten */
@@ -791,6 +792,8 @@ static void become_void(struct sequencer *s, struct seq_row *row, uint64_t of_se
         if (row->envelope->counted)
             uncount(row);
         void_changes_of(s, row, of_seq);
+        if (row->entry->seq > row->room->taken_back_seq)
+            row->room->taken_back_seq = row->entry->seq;
     }
     buf_reset(&row->text);
     row->of_seq = of_seq;
@@ -849,6 +852,7 @@ bool sequencer_find_room(struct sequencer *s, struct str room_id, struct seq_roo
         .durable_seq = room->durable_seq,
         .durable_epoch = room->durable_epoch,
         .epoch = s->settings.epoch,
+        .taken_back_seq = room->taken_back_seq,
         .muted_until = room->now.muted_until,
         .members = room->now.members,
         .removed = room->now.removed,

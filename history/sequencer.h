@@ -176,6 +176,7 @@ struct seq_room_fact {
     int32_t members, member_limit;
     struct str owner;
     uint64_t last_seq, last_epoch, last_at, counted, muted_until;
+    uint64_t taken_back_seq; /* the newest void in the place of a message, for seq_room_view; 0 = none */
 };
 /* A message of the log (type message only; other entries are not told: there is no such message). */
 struct seq_target_fact {
@@ -221,6 +222,7 @@ uint64_t sequencer_take_ack(struct sequencer *sequencer);
 struct seq_room_view {
     int64_t room_no;
     uint64_t last_seq, durable_seq, durable_epoch, epoch, muted_until;
+    uint64_t taken_back_seq; /* the newest void in the place of a message, committed or not; 0 = none */
     int32_t members;
     bool removed, since_join, direct;
 };

@@ -84,6 +84,7 @@ struct seq_room {
     int64_t room_no;
     uint64_t last_seq, last_at, counted;
     uint64_t durable_seq, durable_epoch;
+    uint64_t taken_back_seq; /* the newest void that was a message */
     struct room_state now, durable;
     uint64_t room_asking;  /* the asking that will tell the room itself; 0 = none */
     uint64_t stale_asking; /* answers up to this asking may be older than a committed change of members, or than what is

@@ -3,7 +3,8 @@
  * `all` stream enters.
  *
  *   (all: the account's rooms) ─▶ register in the views ─▶ membership and heads ─▶ (cursors: where are they valid)
- *     ─▶ (seqs at a time) ─▶ (behind the head: what has the account hidden) ─▶ finish          (…): only when needed
+ *     ─▶ (seqs at a time) ─▶ (behind the head: what has the account hidden; just above a void: what was taken back)
+ *     ─▶ finish                                                                              (…): only when needed
  *
  * Registration comes first: what happens from then on is seen, so a member.left that overtakes the answer wins, and no
  * entry falls between the answer and the first one live. Nothing is sent before everything is known. Each step is one
@@ -21,8 +22,9 @@ static void room_checked(struct history_access *access, enum err err);
 static void room_start(struct attach_room *room);
 static void cursor_checked(struct history_validity *validity, enum err err);
 static void step_done(struct attach *attach);
-static void ask_hidden(struct attach *attach);
+static void ask_details(struct attach *attach);
 static void hidden_known(struct history_hidden *hidden, enum err err);
+static void taken_back_known(struct history_taken_back *taken_back, enum err err);
 static void finish_open(struct attach *attach);
 static void finish_more(struct attach *attach);
 
@@ -73,11 +75,20 @@ void attach_add(struct attach *attach, struct str room_id, const struct cursor *
         list_init(&room->access.link);
         list_init(&room->validity.link);
         list_init(&room->hidden.link);
+        list_init(&room->taken_back.link);
     }
     if (after) {
         room->after = *after;
         room->has_after = true;
     }
+}
+
+static void voids_drop(struct attach_room *room)
+{
+    while (room->void_count)
+        entry_drop(room->voids[--room->void_count]);
+    free(room->voids);
+    room->voids = NULL;
 }
 
 void attach_free(struct attach *attach)
@@ -92,6 +103,8 @@ void attach_free(struct attach *attach)
         history_access_forget(&attach->rooms[i]->access);
         history_validity_forget(&attach->rooms[i]->validity);
         history_hidden_forget(&attach->rooms[i]->hidden);
+        history_taken_back_forget(&attach->rooms[i]->taken_back);
+        voids_drop(attach->rooms[i]);
         free(attach->rooms[i]);
     }
     free(attach->rooms);
@@ -189,6 +202,7 @@ static void room_checked(struct history_access *access, enum err err)
 
     room->err = err ? err : access->removed ? ERR_ROOM_GONE : ERR_OK;
     if (!room->err) {
+        room->sub->first_seq = access->since_join ? access->join_seq : 0;
         view_learn_room(room->sub->view, access);
         room_start(room);
     }
@@ -248,29 +262,52 @@ static void step_done(struct attach *attach)
                 list_push_back(&attach->proxy->batch_at, &attach->batch_link);
                 return;
             }
-    if (attach->hidden_asked)
+    if (attach->details_asked)
         attach_finish(attach);
     else
-        ask_hidden(attach);
+        ask_details(attach);
 }
 
 /* Rooms that begin at the head show nothing older; what is hidden from now on is told. */
-static void ask_hidden(struct attach *attach)
+static bool may_hide(const struct attach_room *room)
 {
-    attach->hidden_asked = true;
+    return (room->has_after || room->by_time) && room->valid.seq < room->access.head.seq;
+}
+
+/* Are there voids just below where it starts? Of those the reader may have been shown what stood there before. */
+static bool has_voids_below(const struct attach_room *room)
+{
+    return room->access.taken_back_seq > sub_shown_above(room->sub, room->valid.seq);
+}
+
+/* What came into the log after the access was answered is not known of. Unproven cursors ask when they are proven. */
+static bool may_have_been_shown(const struct attach_room *room)
+{
+    return room->has_after && !room->unproven && (has_voids_below(room) || room->valid.seq > room->access.head.seq);
+}
+
+static void ask_details(struct attach *attach)
+{
+    attach->details_asked = true;
     attach->pending = 1; /* until all are asked */
-    for (size_t i = 0; i < attach->room_count; i++) {
+    for (size_t i = 0; i < attach->room_count && attach->stream->deliver != DELIVER_SIGNAL; i++) {
         struct attach_room *room = attach->rooms[i];
 
-        if (room->already || room->err || (!room->has_after && !room->by_time) ||
-            room->valid.seq >= room->access.head.seq || attach->stream->deliver == DELIVER_SIGNAL)
+        if (room->already || room->err)
             continue;
-        room->hidden.room_no = room->access.room_no;
-        room->hidden.account = room->access.account;
-        room->hidden.after_seq = room->valid.seq;
-        room->hidden.done = hidden_known;
-        attach->pending++;
-        history_ask_hidden(attach->proxy->history, &room->hidden);
+        if (may_hide(room)) {
+            room->hidden.room_no = room->access.room_no;
+            room->hidden.account = room->access.account;
+            room->hidden.after_seq = room->valid.seq;
+            room->hidden.done = hidden_known;
+            attach->pending++;
+            history_ask_hidden(attach->proxy->history, &room->hidden);
+        }
+        if (may_have_been_shown(room)) {
+            room->taken_back.done = taken_back_known;
+            attach->pending++;
+            sub_ask_taken_back(room->sub, room->valid.seq, &room->taken_back);
+        }
     }
     step_done(attach);
 }
@@ -279,9 +316,22 @@ static void hidden_known(struct history_hidden *hidden, enum err err)
 {
     struct attach_room *room = container_of(hidden, struct attach_room, hidden);
 
-    room->err = err;
+    room->err = err ? err : room->err;
     for (size_t i = 0; i < hidden->count && !err; i++)
         sub_hide(room->sub, hidden->seqs[i]);
+    step_done(room->attach);
+}
+
+static void taken_back_known(struct history_taken_back *taken_back, enum err err)
+{
+    struct attach_room *room = container_of(taken_back, struct attach_room, taken_back);
+
+    room->err = err ? err : room->err;
+    room->voids = xcalloc(taken_back->count + 1, sizeof(struct entry *));
+    while (room->void_count < taken_back->count) {
+        room->voids[room->void_count] = entry_hold(taken_back->voids[room->void_count]);
+        room->void_count++;
+    }
     step_done(room->attach);
 }
 
@@ -385,7 +435,7 @@ static void on_seqs(struct pg_query *query, enum err err, const PGresult *result
                     (struct cursor){(uint64_t)pg_get_i64(result, row, 2), (uint64_t)pg_get_i64(result, row, 1)};
             n++;
         }
-        ask_hidden(attach);
+        ask_details(attach);
     }
     list_remove(&batch->link);
     free(batch);
@@ -496,24 +546,58 @@ static void room_settle(struct attach_room *room)
     view = room->sub->view;
     if (!room->has_after && !room->by_time)
         room->valid = view_head(view, room->attach->stream->deliver);
-    room->sub->first_seq = access->since_join ? access->join_seq : 0;
     if (access->since_join && access->join_seq > 0 && room->valid.seq < access->join_seq - 1) {
         room->valid = (struct cursor){access->head.epoch, access->join_seq - 1};
         room->reset = room->unproven = false;
     }
 }
 
+/* The durable mark that goes with hello: of what the reader has, not of what it is still to be told of. */
+static uint64_t mark_of(const struct attach_room *room)
+{
+    const struct view *view = room->sub->view;
+    uint64_t mark, known;
+
+    if (!room->unproven)
+        return view->durable.seq;
+    mark = unproven_mark(view, room->after);
+    known = has_voids_below(room) ? sub_shown_above(room->sub, room->valid.seq) : room->access.head.seq;
+    return mark < known ? mark : known;
+}
+
+static uint64_t first_mark_of(const struct attach_room *room)
+{
+    uint64_t mark = mark_of(room);
+
+    return room->void_count && room->voids[0]->seq <= mark ? room->voids[0]->seq - 1 : mark;
+}
+
+/* What was taken back, and then the whole mark. */
+static void tell_taken_back(struct attach_room *room)
+{
+    struct buf json = {0};
+
+    if (!room->void_count)
+        return;
+    sub_say_taken_back(room->sub, room->voids, room->void_count);
+    event_durable(&json, view_room_id(room->sub->view), mark_of(room));
+    if (!room->sub->stream->poll)
+        stream_say(room->sub->stream, buf_str(&json));
+    buf_clear(&json);
+}
+
 static void room_go(struct attach_room *room)
 {
     struct sub *sub = room->sub;
 
+    tell_taken_back(room);
     sub_start(sub, room->valid.seq);
     if ((room->has_after || room->by_time) && !room->unproven)
         sub->sure = room->valid.seq;
     if (room->reset)
         sub_reset(sub, (struct cursor){sub->view->epoch, room->valid.seq});
     else if (room->unproven)
-        sub_unproven(sub, room->after);
+        sub_unproven(sub, room->after, mark_of(room));
 }
 
 static void room_describe(const struct attach_room *room, struct buf *out)
@@ -521,8 +605,7 @@ static void room_describe(const struct attach_room *room, struct buf *out)
     const struct view *view = room->sub->view;
     char from[CURSOR_TEXT_MAX];
 
-    event_head(out, view_room_id(view), view_head(view, room->attach->stream->deliver),
-        room->unproven ? unproven_mark(view, room->after) : view->durable.seq);
+    event_head(out, view_room_id(view), view_head(view, room->attach->stream->deliver), first_mark_of(room));
     cursor_write(from, room->valid);
     buf_printf(out, ",\"from\":\"%s\"", from);
 }

@@ -247,6 +247,7 @@ void pieces_clear(struct proxy *proxy);
  * the view comes there under that epoch; else the log is asked: another owner may have put other entries there. */
 struct unproven {
     struct history_validity validity;
+    struct history_taken_back taken_back; /* asked last: of what the reader has, what was taken back meanwhile? */
     struct sub *sub;
     struct list link;
     uint64_t epoch;
@@ -257,9 +258,16 @@ struct unproven {
 /* The durable mark that may be said to who comes with this cursor before it is proven: of its entries, not of those
  * that a later owner put in their place. */
 uint64_t unproven_mark(const struct view *view, struct cursor cursor);
-void sub_unproven(struct sub *sub, struct cursor cursor);
+void sub_unproven(struct sub *sub, struct cursor cursor, uint64_t marked);
 void sub_proven(struct sub *sub);
 void unproven_check(struct proxy *proxy);
+/* Asks for the voids that a reader who stands at seq may not know of, though it was shown the messages in whose place
+ * they are: it was cut off before they came. Such messages were under way, so they are no further below than deliveries
+ * may be. */
+void sub_ask_taken_back(const struct sub *sub, uint64_t seq, struct history_taken_back *taken_back);
+uint64_t sub_shown_above(const struct sub *sub, uint64_t seq); /* the seq above which such messages are */
+/* They are told; a long poll does not end by them, as its next one would be told again. */
+void sub_say_taken_back(struct sub *sub, struct entry *const *voids, size_t count);
 
 /* Reads of the store for subs that are behind, shared by all who want the same – but never by a sub that came after the
  * read was sent: it may show what was recalled in between. */
@@ -371,6 +379,9 @@ struct attach_room {
     struct history_access access;
     struct history_validity validity;
     struct history_hidden hidden;
+    struct history_taken_back taken_back;
+    struct entry **voids; /* what the reader may have been shown and the log has not: told once more; held */
+    size_t void_count;
     struct attach *attach;
     struct sub *sub;
     struct cursor after;
@@ -394,7 +405,7 @@ struct attach {
     size_t room_count, room_capacity, pending;
     uint64_t resume_ms; /* rooms without a position go on from this server time; 0 = from the head */
     bool timed;         /* the rooms' seqs at resume_ms are known */
-    bool hidden_asked;
+    bool details_asked;
     bool finished;       /* waits for the stream itself to be open */
     char accept_key[29]; /* WS */
     bool subprotocol;
@@ -436,9 +447,11 @@ struct poll {
         char room_id[ROOM_ID_MAX_BYTES + 1];
     } * moved;
     size_t moved_count, moved_capacity;
+    struct buf more; /* lines that are told with the answer, whenever it comes */
 };
 void poll_begin(struct attach *attach); /* takes attach->reply */
 void poll_flush(struct stream *stream);
+void poll_add(struct stream *stream, struct str json); /* an event for which the answer does not hurry */
 void poll_moved(struct stream *stream, struct str room_id, struct cursor cursor);
 void poll_due(struct proxy *proxy);
 void poll_end(struct stream *stream, enum err err, const char *why); /* answers at the end of the turn */

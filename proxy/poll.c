@@ -35,6 +35,12 @@ void poll_begin(struct attach *attach)
     http_reply_on_gone(poll->reply, on_gone, stream);
 }
 
+void poll_add(struct stream *stream, struct str json)
+{
+    buf_add_str(&stream->poll->more, json);
+    buf_char(&stream->poll->more, '\n');
+}
+
 void poll_moved(struct stream *stream, struct str room_id, struct cursor cursor)
 {
     struct poll *poll = stream->poll;
@@ -53,25 +59,28 @@ void poll_moved(struct stream *stream, struct str room_id, struct cursor cursor)
     memcpy(poll->moved[poll->moved_count++].room_id, room_id.p, room_id.n);
 }
 
+static void write_lines(struct buf *out, struct str lines, bool *first)
+{
+    while (lines.n) {
+        const char *end = memchr(lines.p, '\n', lines.n);
+        size_t n = end ? (size_t)(end - lines.p) : lines.n;
+
+        if (!*first)
+            buf_char(out, ',');
+        *first = false;
+        buf_add(out, lines.p, n);
+        lines.p += n + (end != NULL);
+        lines.n -= n + (end != NULL);
+    }
+}
+
 static void write_events(const struct stream *stream, struct buf *out)
 {
     bool first = true;
 
-    for (uint32_t i = 0; i < stream->item_count; i++) {
-        struct str lines = bytes_str(stream->items[i].bytes);
-
-        while (lines.n) {
-            const char *end = memchr(lines.p, '\n', lines.n);
-            size_t n = end ? (size_t)(end - lines.p) : lines.n;
-
-            if (!first)
-                buf_char(out, ',');
-            first = false;
-            buf_add(out, lines.p, n);
-            lines.p += n + (end != NULL);
-            lines.n -= n + (end != NULL);
-        }
-    }
+    write_lines(out, buf_str(&stream->poll->more), &first);
+    for (uint32_t i = 0; i < stream->item_count; i++)
+        write_lines(out, bytes_str(stream->items[i].bytes), &first);
 }
 
 static void write_after(const struct stream *stream, struct buf *out)
@@ -161,6 +170,7 @@ void poll_free(struct stream *stream)
         return;
     list_remove(&poll->hold_link);
     free(poll->moved);
+    buf_clear(&poll->more);
     free(poll->why);
     free(poll);
     stream->poll = NULL;

@@ -7,7 +7,7 @@
 static void enter_list(struct sub *sub, enum view_list list, enum sub_state state);
 static bool push_piece(struct sub *sub, uint64_t upto);
 static bool push_own_piece(struct sub *sub, uint64_t upto);
-static bool is_proven(struct sub *sub);
+static void prove(struct sub *sub);
 
 static bool is_durable(const struct sub *sub)
 {
@@ -123,9 +123,12 @@ void sub_pump(struct sub *sub)
     stop_work(sub);
     if (view->removed_seq && sub->seq >= view->removed_seq)
         sub_end(sub, "room_removed");
-    else if (view->check || sub->held || sub->seq > done || (sub->unproven && !is_proven(sub)))
+    else if (view->check || sub->held || sub->seq > done)
         enter_list(sub, VIEW_WAITING, SUB_WAITING);
-    else if (sub->seq == done)
+    else if (sub->unproven) {
+        enter_list(sub, VIEW_WAITING, SUB_WAITING);
+        prove(sub);
+    } else if (sub->seq == done)
         enter_list(sub, is_durable(sub) ? VIEW_LIVE_DURABLE : VIEW_LIVE_EARLY, SUB_LIVE);
     else if (sub->seq >= view->run_base && sub->seq < view->run_top) {
         if (piece_differs(sub, done) ? push_own_piece(sub, done) : push_piece(sub, done))
@@ -299,6 +302,34 @@ void sub_left(struct sub *sub, const char *reason)
     sub_end(sub, reason);
 }
 
+/* ------------------------------------- shown early, and taken back unheard */
+
+uint64_t sub_shown_above(const struct sub *sub, uint64_t seq)
+{
+    uint64_t most = (uint64_t)sub->stream->proxy->config->prefetch;
+    uint64_t above = seq > most ? seq - most : 0;
+
+    return sub->first_seq > above + 1 ? sub->first_seq - 1 : above;
+}
+
+void sub_ask_taken_back(const struct sub *sub, uint64_t seq, struct history_taken_back *taken_back)
+{
+    taken_back->room_id = view_room_id(sub->view);
+    taken_back->room_no = sub->view->room_no;
+    taken_back->above_seq = sub_shown_above(sub, seq);
+    taken_back->upto_seq = seq;
+    history_ask_taken_back(sub->stream->proxy->history, taken_back);
+}
+
+void sub_say_taken_back(struct sub *sub, struct entry *const *voids, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (sub->stream->poll)
+            poll_add(sub->stream, entry_json(voids[i]));
+        else
+            stream_say(sub->stream, entry_json(voids[i]));
+}
+
 /* ------------------------------------------------------- unproven cursors */
 
 uint64_t unproven_mark(const struct view *view, struct cursor cursor)
@@ -306,13 +337,15 @@ uint64_t unproven_mark(const struct view *view, struct cursor cursor)
     return view->durable.epoch <= cursor.epoch ? view->durable.seq : 0;
 }
 
-void sub_unproven(struct sub *sub, struct cursor cursor)
+void sub_unproven(struct sub *sub, struct cursor cursor, uint64_t marked)
 {
     struct unproven *unproven = xcalloc(1, sizeof *unproven);
 
     unproven->sub = sub;
     unproven->epoch = cursor.epoch;
-    unproven->marked = unproven_mark(sub->view, cursor);
+    unproven->marked = marked;
+    list_init(&unproven->validity.link);
+    list_init(&unproven->taken_back.link);
     unproven->since = proxy_now(sub->stream->proxy);
     list_push_back(&sub->stream->proxy->unproven, &unproven->link);
     sub->unproven = unproven;
@@ -325,8 +358,8 @@ void sub_proven(struct sub *sub)
 
     if (!unproven)
         return;
-    if (unproven->asked)
-        history_validity_forget(&unproven->validity);
+    history_validity_forget(&unproven->validity);
+    history_taken_back_forget(&unproven->taken_back);
     list_remove(&unproven->link);
     free(unproven);
     sub->unproven = NULL;
@@ -352,6 +385,7 @@ static void settle(struct sub *sub)
 }
 
 static void unproven_checked(struct history_validity *validity, enum err err);
+static void unproven_told(struct history_taken_back *taken_back, enum err err);
 
 static void unproven_ask(struct unproven *unproven)
 {
@@ -374,15 +408,39 @@ static bool run_proves(const struct view *view, const struct sub *sub)
     return entry && entry->epoch <= sub->unproven->epoch;
 }
 
-static bool is_proven(struct sub *sub)
+/* What it stands on is in the log. It goes on when it has been told what is not. */
+static void proven(struct unproven *unproven)
 {
-    if (run_proves(sub->view, sub)) {
-        settle(sub);
-        return true;
+    unproven->asked = true;
+    unproven->taken_back.done = unproven_told;
+    sub_ask_taken_back(unproven->sub, unproven->sub->seq, &unproven->taken_back);
+}
+
+static void unproven_told(struct history_taken_back *taken_back, enum err err)
+{
+    struct unproven *unproven = container_of(taken_back, struct unproven, taken_back);
+    struct sub *sub = unproven->sub;
+
+    unproven->asked = false;
+    if (err) { /* the wheel asks again */
+        unproven->since = proxy_now(sub->stream->proxy);
+        return;
     }
-    if (!sub->unproven->asked)
+    sub_say_taken_back(sub, taken_back->voids, taken_back->count);
+    settle(sub);
+    if (sub->state == SUB_WAITING)
+        sub_behind(sub, sub->seq);
+}
+
+/* The answer comes later. */
+static void prove(struct sub *sub)
+{
+    if (sub->unproven->asked)
+        return;
+    if (run_proves(sub->view, sub))
+        proven(sub->unproven);
+    else
         unproven_ask(sub->unproven);
-    return false;
 }
 
 static void unproven_checked(struct history_validity *validity, enum err err)
@@ -406,9 +464,7 @@ static void unproven_checked(struct history_validity *validity, enum err err)
         sub_reset(sub, valid);
         return;
     }
-    settle(sub);
-    if (sub->state == SUB_WAITING)
-        sub_behind(sub, sub->seq);
+    proven(unproven);
 }
 
 void unproven_check(struct proxy *proxy)

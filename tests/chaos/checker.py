@@ -245,10 +245,11 @@ class View:
     def _void(self, room, segment, event):
         self.voids += 1
         seq = event["seq"]
-        if self.deliver == "durable" or seq <= self.durable[room] and segment.entries[seq - segment.first][1] != "void":
+        if seq < segment.first or segment.entries[seq - segment.first][1] == "void":
+            return  # it comes back just above one, and is told once more
+        if self.deliver == "durable" or seq <= self.durable[room]:
             self.wrong("taken_back", f"void over {room} seq {seq}, durable up to {self.durable[room]}")
-        if seq >= segment.first:
-            segment.entries[seq - segment.first] = (event["epoch"], "void", None)
+        segment.entries[seq - segment.first] = (event["epoch"], "void", None)
 
     def _message(self, room, event):
         body = event.get("content")

@@ -63,7 +63,7 @@ static struct {
     struct proxy *proxy;
     struct fake_room *rooms[64];
     int room_count;
-    struct list accesses, validities, ranges, hiddens, wires;
+    struct list accesses, validities, ranges, hiddens, taken_backs, wires;
     struct list queries;                /* struct fake_query */
     bool access_waits;                  /* questions about members are not answered */
     bool database_away, followed, deaf; /* deaf: what owners say does not arrive */
@@ -77,7 +77,7 @@ static struct {
         struct entry *entries[512]; /* as they were when it was asked */
         size_t count;
     } asked[8];
-    int ranges_read, accesses_asked, validities_asked, hiddens_asked, queries_asked;
+    int ranges_read, accesses_asked, validities_asked, hiddens_asked, taken_backs_asked, queries_asked;
     struct roomd_ticket_keys keys;
     uint64_t now_ms;
     bool drained;
@@ -209,6 +209,31 @@ static void fake_answer_hidden(struct history_hidden *hidden)
     hidden->done(hidden, world.database_away ? ERR_UNAVAILABLE : ERR_OK);
 }
 
+void history_ask_taken_back(struct history *history, struct history_taken_back *taken_back)
+{
+    (void)history;
+    world.taken_backs_asked++;
+    list_push_back(&world.taken_backs, &taken_back->link);
+}
+
+void history_taken_back_forget(struct history_taken_back *taken_back)
+{
+    list_remove(&taken_back->link);
+}
+
+static void fake_answer_taken_back(struct history_taken_back *taken_back)
+{
+    const struct fake_room *room = fake_room_no(taken_back->room_no);
+    struct entry *voids[64];
+
+    taken_back->count = 0;
+    taken_back->voids = voids;
+    for (uint64_t seq = taken_back->above_seq + 1; seq <= taken_back->upto_seq && seq <= room->committed; seq++)
+        if (room->log[seq]->type == ENTRY_VOID && taken_back->count < countof(voids))
+            voids[taken_back->count++] = room->log[seq];
+    taken_back->done(taken_back, world.database_away ? ERR_UNAVAILABLE : ERR_OK);
+}
+
 bool history_hears(const struct history *history, struct str shard)
 {
     (void)history;
@@ -280,6 +305,9 @@ static void fake_answer_access(struct history_access *access)
     access->removed = room->removed;
     access->since_join = room->since_join;
     access->head = fake_head(room);
+    for (uint64_t seq = 1; seq <= room->committed; seq++)
+        if (room->log[seq]->type == ENTRY_VOID)
+            access->taken_back_seq = seq;
     access->join_seq = member >= 0 ? room->join_seq[member] : 0;
     access->role = member >= 0 ? ROLE_MEMBER : ROLE_NONE;
     access->done(access, access->account.n && member < 0 ? ERR_NOT_MEMBER : ERR_OK);
@@ -510,6 +538,9 @@ static void turn(void)
     list_splice_back(&asked, &world.hiddens);
     while ((link = list_pop_front(&asked)))
         fake_answer_hidden(list_entry(link, struct history_hidden, link));
+    list_splice_back(&asked, &world.taken_backs);
+    while ((link = list_pop_front(&asked)))
+        fake_answer_taken_back(list_entry(link, struct history_taken_back, link));
     fake_answer_survey();
     fake_settle_wires();
     uv_run(&world.loop, UV_RUN_NOWAIT);
@@ -545,6 +576,7 @@ static int world_open(void **state)
     list_init(&world.validities);
     list_init(&world.ranges);
     list_init(&world.hiddens);
+    list_init(&world.taken_backs);
     list_init(&world.wires);
     list_init(&world.queries);
     world.now_ms = 1770000000000;

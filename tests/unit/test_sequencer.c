@@ -1011,6 +1011,7 @@ static void an_edit_of_a_late_duplicate_edits_nothing(void **state)
     uint64_t first = say("mia", TEXT), seq = first + 1;
     char id[ULID_TEXT + 1] = "";
     const struct seq_row *row;
+    struct seq_room_view view;
 
     (void)state;
     ulid_write(id, id_of("mia", said));
@@ -1022,7 +1023,11 @@ static void an_edit_of_a_late_duplicate_edits_nothing(void **state)
     start("mia", "message.recall", "\"target_seq\":%d", (int)seq);
     start("mia", "message.recall", "\"target_seq\":%d", (int)seq);
     decide_all();
+    assert_true(sequencer_find_room(sequencer, str_of(ROOM), &view));
+    assert_int_equal(view.taken_back_seq, 0);
     sequencer_late_duplicate(sequencer, row_at(seq), first, row_at(seq)->envelope->hash);
+    assert_true(sequencer_find_room(sequencer, str_of(ROOM), &view));
+    assert_int_equal(view.taken_back_seq, seq); /* the ops behind it had not been shown */
     for (uint64_t i = seq; i <= seq + 3; i++) {
         row = row_at(i);
         assert_int_equal(row->entry->type, ENTRY_VOID);

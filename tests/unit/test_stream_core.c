@@ -375,6 +375,137 @@ static void the_mark_is_of_the_readers_entries_or_comes_after_the_reset(void **s
     client_free(bob);
 }
 
+/* Sequenced and shown, here or elsewhere; the COMMIT finds it in the log already. */
+static void take_back(struct fake_room *room, uint64_t seq, bool heard)
+{
+    uint64_t shown = room->shown;
+
+    room->shown = seq - 1;
+    put_entry(room, ENTRY_VOID, STR("\"of_seq\":1"));
+    if (heard)
+        proxy_shown(world.proxy, str_of(room->id), room->log[seq], true);
+    room->shown = shown;
+}
+
+static const char *hello_of(struct client *client)
+{
+    static char text[4096];
+
+    snprintf(text, sizeof text, "%.*s", (int)client->wire.out.n, client->wire.out.p);
+    return text;
+}
+
+static void who_was_cut_off_before_a_void_is_told_of_it_and_then_of_the_mark(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice;
+
+    (void)state;
+    log_before(room, 5);
+    take_back(room, 3, false);
+    take_back(room, 4, false);
+    alice = listen_to(room, "alice", DELIVER_EARLY, "1:4");
+    turns(4);
+    assert_non_null(strstr(hello_of(alice), "\"durable_seq\":2,\"from\":\"1:4\""));
+    assert_string_equal(transcript(alice), "hello void:3 void:4 durable:5 5");
+    client_free(alice);
+    alice = listen_to(room, "alice", DELIVER_EARLY, "1:2"); /* she has not seen what stood there */
+    turns(4);
+    assert_non_null(strstr(hello_of(alice), "\"durable_seq\":5"));
+    assert_string_equal(transcript(alice), "hello void:3 void:4 5");
+    client_free(alice);
+}
+
+static void a_void_below_the_join_is_not_told(void **state)
+{
+    struct fake_room *room = room_new();
+    struct client *alice;
+
+    (void)state;
+    room->since_join = true;
+    log_before(room, 5);
+    take_back(room, 2, false);
+    take_back(room, 4, false);
+    join(room, "alice", 4);
+    alice = listen_to(room, "alice", DELIVER_EARLY, "1:5");
+    turns(4);
+    assert_string_equal(transcript(alice), "hello void:4 durable:5");
+    client_free(alice);
+}
+
+/* The void is not in the log yet when she comes; this instance hears of it, or does not. */
+static void who_comes_back_before_the_void_is_told_of_it_before_the_mark(void **state)
+{
+    struct fake_room *rooms[] = {room_with("alice"), room_with("alice")};
+
+    (void)state;
+    for (int heard = 0; heard < 2; heard++) {
+        struct fake_room *room = rooms[heard];
+        const char expected[] = "void:3 durable:4 5";
+        struct client *alice;
+
+        log_before(room, 2);
+        say_early(room, 2);
+        alice = listen_to(room, "alice", DELIVER_EARLY, "1:4");
+        turns(3);
+        assert_string_equal(transcript(alice), "hello");
+        take_back(room, 3, heard);
+        turns(2);
+        commit(room);
+        turns(4);
+        say_early(room, 1);
+        turns(2);
+        assert_memory_equal(transcript(alice), expected, sizeof expected - 1);
+        client_free(alice);
+    }
+}
+
+static void what_was_taken_back_is_asked_again_when_the_database_was_away(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    struct client *alice;
+
+    (void)state;
+    log_before(room, 2);
+    say_early(room, 2);
+    alice = listen_to(room, "alice", DELIVER_EARLY, "1:4");
+    turns(3);
+    assert_string_equal(transcript(alice), "hello");
+    take_back(room, 3, false);
+    world.database_away = true;
+    commit(room);
+    turns(4);
+    assert_string_equal(transcript(alice), "");
+    world.database_away = false;
+    for (int i = 0; i < 60 && alice->read == alice->wire.out.n; i++)
+        turns_for(100);
+    assert_string_equal(transcript(alice), "void:3 durable:4");
+    client_free(alice);
+}
+
+static void a_poll_tells_of_a_void_with_its_next_answer(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    char query[128];
+    struct client *poll;
+
+    (void)state;
+    log_before(room, 4);
+    take_back(room, 3, false);
+    snprintf(query, sizeof query, "after=%s@1:4", room->id);
+    poll = client_ask("poll", ticket_of("alice", DELIVER_EARLY, false, rooms), query, NULL);
+    turns(4);
+    assert_int_equal(poll->reply.status, 0);
+    say_early(room, 1);
+    turns(3);
+    assert_int_equal(poll->reply.status, 200);
+    buf_char(&poll->reply.body, 0);
+    assert_non_null(strstr(poll->reply.body.p, "{\"events\":[{\"type\":\"void\","));
+    assert_non_null(strstr(poll->reply.body.p, "},{\"type\":\"message\","));
+    client_free(poll);
+}
+
 static void history_since_join_is_never_shown_below_the_join(void **state)
 {
     struct fake_room *room = room_new();
@@ -915,6 +1046,11 @@ int main(void)
         TEST(what_an_instance_takes_back_is_not_taken_back_from_who_comes_with_the_log),
         TEST(an_early_cursor_of_a_moment_ago_waits_for_its_commit),
         TEST(the_mark_is_of_the_readers_entries_or_comes_after_the_reset),
+        TEST(who_was_cut_off_before_a_void_is_told_of_it_and_then_of_the_mark),
+        TEST(a_void_below_the_join_is_not_told),
+        TEST(who_comes_back_before_the_void_is_told_of_it_before_the_mark),
+        TEST(what_was_taken_back_is_asked_again_when_the_database_was_away),
+        TEST(a_poll_tells_of_a_void_with_its_next_answer),
         TEST(history_since_join_is_never_shown_below_the_join),
         TEST(a_removed_account_gets_its_leave_and_nothing_after_it),
         TEST(a_slow_reader_that_was_removed_is_told_nothing_more_of_the_room),
