@@ -230,8 +230,13 @@ void presence_close(struct proxy *proxy)
         history_survey_forget(&survey->survey);
         survey_end(survey->impl, ERR_CLOSED, STR(""));
     }
-    while ((link = list_pop_front(&proxy->absents_by_age)))
-        free(list_entry(link, struct absent, age_link));
+    while ((link = list_pop_front(&proxy->absents_by_age))) {
+        struct absent *absent = list_entry(link, struct absent, age_link);
+
+        if (absent->stream) /* not let in yet */
+            absent->stream->absent = NULL;
+        free(absent);
+    }
     map_clear(&proxy->absents);
 }
 

@@ -80,7 +80,7 @@ static struct {
     int ranges_read, accesses_asked, validities_asked, hiddens_asked, taken_backs_asked, queries_asked;
     struct roomd_ticket_keys keys;
     uint64_t now_ms;
-    bool drained;
+    bool drained, stopped;
 } world;
 
 /* ----------------------------------------------------------------- history */
@@ -593,7 +593,8 @@ static int world_open(void **state)
 static int world_close(void **state)
 {
     (void)state;
-    proxy_stop(world.proxy);
+    if (!world.stopped)
+        proxy_stop(world.proxy);
     turns(4);
     uv_run(&world.loop, UV_RUN_DEFAULT);
     assert_int_equal(uv_loop_close(&world.loop), 0);

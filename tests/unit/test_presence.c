@@ -146,6 +146,27 @@ static void a_poll_counts_also_between_two_requests(void **state)
     leave(second);
 }
 
+/* The program ends meanwhile. */
+static void a_poll_that_is_still_asking_stands_in_for_the_one_before(void **state)
+{
+    struct fake_room *room = room_with("alice");
+    const char *rooms[] = {room->id, NULL};
+    struct client *first = client_open("poll", platform_ticket("ios", "alice", rooms)), *second;
+
+    (void)state;
+    say_early(room, 1);
+    turns(2);
+    assert_int_equal(first->reply.status, 200);
+    world.access_waits = true;
+    second = client_open("poll", platform_ticket("ios", "alice", rooms));
+    assert_non_null(strstr(online("alice", NULL), "\"streams\":1,"));
+    client_free(first);
+    proxy_stop(world.proxy);
+    world.stopped = true;
+    assert_int_equal(second->reply.status, 503);
+    client_free(second);
+}
+
 static void a_poll_that_does_not_come_again_is_gone_soon(void **state)
 {
     struct fake_room *room = room_with("alice");
@@ -334,6 +355,7 @@ int main(void)
         TEST(streams_of_all_transports_are_counted_by_platform),
         TEST(what_others_say_is_added_and_who_says_nothing_is_missing),
         TEST(a_poll_counts_also_between_two_requests),
+        TEST(a_poll_that_is_still_asking_stands_in_for_the_one_before),
         TEST(a_poll_that_does_not_come_again_is_gone_soon),
         TEST(a_kick_closes_the_streams_of_every_transport_with_the_reason),
         TEST(a_kick_of_one_platform_leaves_the_others),
