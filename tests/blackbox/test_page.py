@@ -549,7 +549,7 @@ def test_many_conversations_far_quotes_and_who_came_and_went_are_all_there(site,
     alice.press(Keys.ENTER)
     wait_for(lambda: "the first word" in alice.said() and alice.run("return document.activeElement.dataset.seq") == "1", what=lambda: (alice.said()[:3], alice.text("#toast")))
     alice.shot("far-quote")
-    assert [text for text in alice.texts(".note")] == ["王芳 joined", "The chat is now called “Green tea”"]
+    wait_for(lambda: alice.texts(".note") == ["王芳 joined", "The chat is now called “Green tea”"], what=lambda: alice.texts(".note"))  # names come after what they stand in
     # "Back" of the browser leads to the list, and "forward" into the room again.
     alice.driver.back()
     wait_for(lambda: not alice.visible("#chat"))
