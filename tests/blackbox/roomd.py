@@ -627,6 +627,17 @@ class Cluster:
 
         wait_for(spread, deadline, what="shards spread over the instances")
 
+    def wait_named(self, deadline=30):
+        """Until every living instance names others of the living to readers: of one that has just started, or has died, the others hear with its beat."""
+        ids = {instance.readyz()[1]["instance"] for instance in self.alive}
+
+        def named():
+            answers = [instance.api.ok("history/PullByActiveConnection", account_id="alice", all=True) for instance in self.alive]
+            places = [{endpoint["instance"] for endpoint in answer["endpoints"]} for answer in answers]
+            return all(place <= ids and len(place) >= min(2, len(ids)) for place in places)
+
+        wait_for(named, deadline, what="every instance named by every other")
+
     def publisher(self):
         self._publishers.append(Publisher(self.gateway_url))
         return self._publishers[-1]

@@ -197,7 +197,7 @@ def test_limits_hold_by_kind_before_a_byte_is_read(start):
 def test_a_large_refused_upload_can_read_its_refusal(start):
     base = start(file_max_bytes=1000)
     for _ in range(5):
-        assert code(base.upload(b"x" * 20_000_000)) == (413, "too_large")
+        assert code(base.upload(b"x" * 12_000_000)) == (413, "too_large")  # more than sockets hold, and read within the 2 s that are given
 
 
 @pytest.mark.parametrize("head,status", [
@@ -233,7 +233,7 @@ def test_a_broken_upload_leaves_nothing(base):
 
 
 def test_an_upload_on_which_nothing_moves_is_given_up(start):
-    base = start(idle_timeout_ms=300)
+    base = start(idle_timeout_ms=2000)  # more than passes before the first byte
     with raw(base, "POST /files?kind=file HTTP/1.1\r\nContent-Length: 2000000\r\n", b"x" * 1000) as sock:
         assert sock.recv(4096) == b""
     wait_for(lambda: not base.names("temp"))
@@ -254,7 +254,7 @@ def test_a_kill_in_the_middle_of_uploads_leaves_whole_files_only(base):
     threads = [threading.Thread(target=upload) for _ in range(4)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: len(done) > 10)
+    wait_for(lambda: len(done) > 10, 60)
     base.end(signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -273,13 +273,14 @@ def test_who_waits_for_100_continue_gets_it(base):
         assert sock.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
+@pytest.mark.deadline(300)
 def test_memory_stays_bounded_while_large_files_come_and_go(base):
     def parts():
         for _ in range(200):
             yield bytes(1_000_000)
 
     def one():
-        connection = http.client.HTTPConnection("127.0.0.1", base.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", base.port, timeout=200)  # the disk may be slow
         connection.request("POST", "/files?kind=file", parts(), {"Authorization": f"Bearer {KEY}", "Content-Length": "200000000"})
         stored = json.loads(connection.getresponse().read())
         answer = base.call("GET", f"/files/{stored['file_id']}", stream=True)
@@ -373,7 +374,7 @@ def test_a_stop_finishes_what_is_under_way(base):
     sock.sendall(b"def")
     assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
     sock.close()
-    assert base.process.wait(10) == 0 and len(base.names()) == 1
+    assert base.process.wait(20) == 0 and len(base.names()) == 1
 
 
 def test_the_manual_is_the_table_of_settings():

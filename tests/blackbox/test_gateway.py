@@ -94,7 +94,7 @@ def test_a_wrong_password_and_a_forged_session_are_nobody(gateway, alice):
 
 def test_a_session_ends_by_itself(start_gateway):
     user = start_gateway(session_ttl_ms=1000).user("alice")
-    wait_for(lambda: user.ask("GET", "me").status_code == 401, 5)
+    wait_for(lambda: user.ask("GET", "me").status_code == 401)
     assert user.refused("POST", "refresh", {}) == (401, "unauthenticated")
 
 
@@ -368,6 +368,12 @@ def test_over_tls_it_is_the_same(start_gateway, tmp_path):
 # --- streams ---
 
 
+def wait_hears(cluster, name):
+    """What others tell (typing) comes to this instance from now on: a binding takes a moment."""
+    instance = next(one for one in cluster.instances if one.readyz()[1]["instance"] == name)
+    wait_for(lambda: instance.metrics()["roomd_feed_open"] == 1, 30, what=f"the feed of {instance.name} does not open")
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_browser_client_lives_on_every_transport(gateway, alice, bob, client_of, transport):
     room = alice.direct("bob") if transport == "websocket" else alice.group(f"over {transport}", "bob")
@@ -380,7 +386,7 @@ def test_the_browser_client_lives_on_every_transport(gateway, alice, bob, client
     client.wait(lambda: client.of("message", seq=first + 1, state="edited", content="edited"))
     client.do("read", room_id=room, seq=first)
     other = client_of(alice)
-    other.wait_open()
+    wait_hears(gateway.cluster, other.wait_open()[-1]["instance"])
     client.do("typing", room_id=room)
     other.wait(lambda: other.of("typing"))
     alice.post(f"rooms/{room}/recall", {"seq": first})
@@ -404,7 +410,7 @@ def test_an_address_shows_neither_ticket_nor_instance(gateway, alice, bob):
     sse = f"{gateway.url}{answer['sse']}"
     assert requests.get(sse, timeout=10).status_code == 401
     assert requests.get(sse, headers={"Authorization": f"Bearer {bob.token}"}, timeout=10).status_code == 401
-    assert requests.get(sse[:-2] + "AA", headers={"Authorization": f"Bearer {alice.token}"}, timeout=10).status_code == 401
+    assert requests.get(sse[:-2] + ("BA" if sse.endswith("AA") else "AA"), headers={"Authorization": f"Bearer {alice.token}"}, timeout=10).status_code == 401
     assert requests.post(sse, headers={"Cookie": alice.cookie}, json={"after": []}, timeout=10).status_code == 403
 
 
@@ -442,7 +448,7 @@ def test_golden_frames_do_what_they_say(gateway, alice, bob):
     room = alice.group("frames", "bob")
     frames, other = bob.frames(rooms=[room]), alice.frames(rooms=[room])
     for one in (frames, other):
-        one.until(lambda event: event["type"] == "hello")
+        wait_hears(gateway.cluster, one.until(lambda event: event["type"] == "hello")["instance"])
     frames.send_text(golden("frame_send", conversation_id=room))
     entry = other.until(lambda event: event["type"] == "message")
     assert (entry["content"], entry["sender"]) == ("Hello via WebSocket!", "bob")
@@ -470,6 +476,7 @@ def stream_of(gateway, address, headers):
 @pytest.mark.deadline(180)
 def test_an_instance_killed_while_streaming_is_left_for_the_next(new_cluster, client_of):
     cluster = new_cluster(instances=2)
+    cluster.wait_spread()
     base = BaseService(cluster)
     gateway = Gateway(cluster, base)
     alice, bob = gateway.user("alice"), gateway.user("bob")
@@ -486,11 +493,16 @@ def test_an_instance_killed_while_streaming_is_left_for_the_next(new_cluster, cl
             owner.kill9()
     for one in own:
         client.wait_sending(one, "stored", 60)
-    log = cluster.api.pull_all(room)
-    client.wait_seq(room, log[-1]["seq"], 30)
-    assert [entry["message_id"] for entry in client.entries(room)] == [entry["message_id"] for entry in log]
+    said = {published.message_id for published in publisher.confirmed} | {roomd.message_id(room, "bob", one) for one in own}
+
+    def shown_as_it_is_in_the_log():  # what was said after the last own message is stored after it
+        log, entries = cluster.api.pull_all(room), client.entries(room)
+        return said <= {entry.get("message_id") for entry in log} and [entry.get("message_id") for entry in entries] == [entry.get("message_id") for entry in log]
+
+    client.wait(shown_as_it_is_in_the_log, 30)
     # An address whose best endpoint is dead: the next one of it takes the stream.
     owner.start()
+    cluster.wait_named()
     address, bearer = alice.post("connect", {"rooms": [room]}), {"Authorization": f"Bearer {alice.token}"}
     best = stream_of(gateway, address, bearer)
     named = {instance.readyz()[1]["instance"]: instance for instance in cluster.instances}
@@ -506,12 +518,14 @@ def test_an_instance_killed_while_streaming_is_left_for_the_next(new_cluster, cl
 
 def test_migrate_names_an_address_of_the_gateway_and_the_client_moves_without_a_gap(new_cluster, client_of):
     cluster = new_cluster(instances=2)
+    cluster.wait_spread()
     base = BaseService(cluster)
     gateway = Gateway(cluster, base)
     alice, bob = gateway.user("alice"), gateway.user("bob")
     room = alice.direct("bob")
     client = client_of(bob)
     client.wait_open()
+    cluster.wait_named()
     frames = [alice.frames(rooms=[room]) for _ in range(2)]
     instances = [one.until(lambda event: event["type"] == "hello")["instance"] for one in frames]
     publisher = cluster.publisher()
@@ -589,9 +603,10 @@ def test_no_way_of_writing_it_gets_past_a_rule(gateway, strict):
 
 
 def test_a_stream_ends_with_its_session_and_a_newer_session_goes_on(start_gateway):
-    gateway = start_gateway(session_ttl_ms=5000)
+    gateway = start_gateway(session_ttl_ms=12000)  # Node has to start meanwhile
     alice = gateway.user("alice")
     frames = alice.frames()
+    frames.sock.settimeout(30)
     frames.until(lambda event: event["type"] == "hello")
     client = alice.web_client()
     client.wait_open()
@@ -604,7 +619,7 @@ def test_a_stream_ends_with_its_session_and_a_newer_session_goes_on(start_gatewa
 
 
 def test_requests_logins_and_streams_of_an_account_are_limited(start_gateway):
-    gateway = start_gateway(account_requests_per_s=10, logins_per_minute=3, account_streams_max=2)
+    gateway = start_gateway(account_requests_per_s=1, logins_per_minute=3, account_streams_max=2)  # so few that a slow machine asks for more
     user = gateway.user("alice")
     answers = [user.ask("GET", "me") for _ in range(40)]
     limited = [answer for answer in answers if answer.status_code == 429]
@@ -664,16 +679,16 @@ def test_health_and_metrics(gateway, alice):
 def test_without_a_broker_it_says_so_in_time(new_cluster, broker):
     cluster = new_cluster()
     base = BaseService(cluster)
-    gateway = Gateway(cluster, base, send_timeout_ms=1500)
+    gateway = Gateway(cluster, base, send_timeout_ms=4000)
     alice = gateway.user("alice")
     room = alice.direct("bob")
-    alice.say(room, "before")
+    alice.wait_message(room, alice.say(room, "before"))
     broker.stop()
     assert alice.refused("POST", f"rooms/{room}/messages", {"kind": "text", "content": "x"}) in ((503, "unavailable"), (504, "timeout"))
     assert requests.get(f"{gateway.url}/readyz", timeout=10).status_code == 503
     assert alice.history(room)
     broker.start()
-    wait_for(lambda: alice.ask("POST", f"rooms/{room}/messages", {"kind": "text", "content": "after"}).status_code == 200, 30)
+    wait_for(lambda: alice.ask("POST", f"rooms/{room}/messages", {"kind": "text", "content": "after"}).status_code == 200, 60)
     for one in (gateway, base):
         one.check()
         one.stop()
