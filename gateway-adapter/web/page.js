@@ -129,13 +129,17 @@ async function loadRooms() {
 }
 
 function listRooms(rooms) {
-    for (const [room_id, about] of rooms) { // what came by the stream meanwhile is newer
-        const { last, last_at } = state.rooms.get(room_id) ?? {};
-        if (last_at > about.last_at)
-            Object.assign(about, { last, last_at });
+    for (const [room_id, about] of rooms) { // what came by the stream meanwhile is newer, also in a room that was not listed then
+        const newest = state.client.rooms.get(room_id)?.messages.at(-1);
+        for (const { last, last_at } of [state.rooms.get(room_id), newest && { last: { ...newest, type: 'message' }, last_at: newest.at }].filter(Boolean))
+            if (last_at > about.last_at)
+                Object.assign(about, { last, last_at });
     }
     state.rooms = rooms;
     drawRooms();
+    drawHead(); // of a room that was opened before it was listed
+    if (state.open?.messages.length)
+        markRead(); // the answer may be older than what has been read here since
     const wanted = decodeURIComponent(location.hash.slice(1));
     if (!state.open && wanted && state.rooms.has(wanted))
         openRoom(wanted);
@@ -210,7 +214,7 @@ function onEntry(event, room) {
         return soon(loadRooms, 'rooms');
     if (event.type === 'room.updated')
         Object.assign(about, { name: event.name ?? about.name, notice: event.notice ?? about.notice, owner: event.owner ?? about.owner });
-    if (event.type.startsWith('member.') && room === state.open)
+    if (event.type.startsWith('member.') && room === state.open && !(event.type === 'member.left' && event.account_ids?.includes(state.me)))
         loadMembers();
     keepNote(event, room);
     if (event.type === 'message' || note(event) !== null) {
@@ -264,6 +268,7 @@ function countUnread(room_id) {
                 setTimeout(() => countUnread(id), 500);
         }
         drawRooms();
+        markRead(); // the room may have been opened since it was asked
     }, 250);
 }
 
@@ -588,15 +593,17 @@ function contentOf(text) {
 }
 
 async function submit() {
-    const room = state.open, text = $('text').value.trim();
+    const room = state.open, what = state.about, text = $('text').value.trim();
     if (!room || !text)
         return;
     const { kind, content } = contentOf(text);
     try {
-        if (state.about?.edit)
-            await room.edit(state.about.edit, state.about.edit.kind === 'rich_text' ? (kind === 'rich_text' ? content : { parts: [{ type: 'text', body: text }] }) : text);
+        if (what?.edit)
+            await room.edit(what.edit, what.edit.kind === 'rich_text' ? (kind === 'rich_text' ? content : { parts: [{ type: 'text', body: text }] }) : text);
         else
-            room.send(content, { kind, quote_seq: state.about?.reply?.seq });
+            room.send(content, { kind, quote_seq: what?.reply?.seq });
+        if (state.about !== what)
+            return; // while the edit went, the user began something else
         $('text').value = '';
         endAbout();
         fitText();
@@ -841,7 +848,7 @@ async function showPeople() {
     const room = state.open, info = state.rooms.get(room.room_id);
     const mine = state.members.find(({ account_id }) => account_id === state.me)?.role;
     const manages = mine === 'owner' || mine === 'admin';
-    const act = (path, fields) => call(`rooms/${room.room_id}/${path}`, fields).then(loadMembers, (error) => toast(say('problem', explain(error))));
+    const act = (path, fields) => call(`rooms/${room.room_id}/${path}`, fields).then(() => state.leaving || loadMembers(), (error) => { state.leaving = false; toast(say('problem', explain(error))); });
     const name = element('input', { value: info.name ?? '', maxlength: 80, disabled: !manages, 'aria-label': say('group') });
     const adding = manages && !info.peer ? peoplePicker(state.members.map(({ account_id }) => account_id)) : null;
     const list = element('ul', {}, ...state.members.map(({ account_id, role }) => element('li', {}, avatar(account_id, nameOf(account_id)), element('span', { class: 'grow' }, nameOf(account_id)), element('small', {}, say(role)),
