@@ -63,7 +63,7 @@ def test_without_a_session_it_stops_and_says_so(cluster, room, gateway_of):
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
     driver = start_chromium(tmp_path_factory.mktemp("chromium"))
-    driver.set_script_timeout(10)
+    driver.set_script_timeout(60)
     yield driver
     driver.quit()
 
@@ -73,7 +73,7 @@ class Page:
         self.driver = driver
         driver.get("about:blank")  # else only the fragment would change, and the page would stay
         driver.get(f"{gateway.url}/#{urllib.parse.quote(json.dumps({'account_id': account, 'options': options}))}")
-        wait_for(lambda: self.opened, 20, what=lambda: driver.get_log("browser"))
+        wait_for(lambda: self.opened, 40, what=lambda: driver.get_log("browser"))
 
     def run(self, script, *arguments):
         return self.driver.execute_script(script, *arguments)
@@ -98,13 +98,13 @@ def test_chromium_reads_sends_and_goes_on_after_a_break(cluster, api, room, gate
     page = Page(chromium, gateway, "bob", transports=[transport])
     assert page.opened == [transport]
     api.push(room, "alice", "hello")
-    wait_for(lambda: page.seqs() == [1])
+    wait_for(lambda: page.seqs() == [1], 30)
     own = page.send(room, "hello yourself")
-    wait_for(lambda: page.sending(own) == ["going", "sent", "stored"], what=lambda: page.sending(own))
+    wait_for(lambda: page.sending(own) == ["going", "sent", "stored"], 30, what=lambda: page.sending(own))
     for number in range(3, 13):
         gateway.cut()
         api.push(room, "alice", f"{number}")
-    wait_for(lambda: page.seqs() == list(range(1, 13)), what=lambda: page.seqs())
+    wait_for(lambda: page.seqs() == list(range(1, 13)), 30, what=lambda: page.seqs())
     assert page.run("return seen.errors") == []
     assert not [one for one in gateway.requests if one[2] >= 400]
 
@@ -124,8 +124,9 @@ def test_chromium_loses_nothing_when_an_instance_is_killed(new_cluster, gateway_
             owner.kill9()
     wait_for(lambda: all(page.sending(one)[-1] == "stored" for one in own), 60, what=lambda: [page.sending(one) for one in own])
     wait_for(lambda: page.run("return client.room(arguments[0]).messages.length", room) == 310, 30, what=lambda: page.seqs()[-5:])
-    log = cluster.api.pull_all(room)
-    assert page.run("return client.room(arguments[0]).messages.map(({message_id}) => message_id)", room) == [entry["message_id"] for entry in log if entry["type"] == "message"]
+    # The page shows what is not stored yet; what it ends with is what history has.
+    log = wait_for(lambda: len(found := [entry["message_id"] for entry in cluster.api.pull_all(room) if entry["type"] == "message"]) == 310 and found, 30)
+    wait_for(lambda: page.run("return client.room(arguments[0]).messages.map(({message_id}) => message_id)", room) == log, 30)
     assert page.run("return client.room(arguments[0]).outbox.length", room) == 0
     owner.start()
 

@@ -50,6 +50,8 @@ class WebClient:
         kept = []
         for one in list(self.seen):
             event = one.get("event", {})
+            if one["what"] == "forget" and one["room_id"] == room_id:  # an early duplicate: its seq holds nothing
+                kept = [{**entry, "type": "void", "message_id": None} if entry["seq"] == one["seq"] else entry for entry in kept]
             if one["what"] not in ("entry", "reset") or event.get("room_id") != room_id:
                 continue
             if one["what"] == "reset":
