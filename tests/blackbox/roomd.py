@@ -638,6 +638,11 @@ class Cluster:
 
         wait_for(named, deadline, what="every instance named by every other")
 
+    def wait_hears(self):
+        """Until what has no place in the log reaches all open streams, whichever instance tells it: a binding takes a moment."""
+        for instance in self.alive:
+            wait_for(lambda: instance.metrics()["roomd_feed_open"] == 1, 30, what=f"the feed of {instance.name} does not open")
+
     def publisher(self):
         self._publishers.append(Publisher(self.gateway_url))
         return self._publishers[-1]

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 
+import pytest
 import requests
 
 import roomd
@@ -211,10 +212,10 @@ def operate(cluster, room, in_the_middle=lambda: None):
     threads = [threading.Thread(target=caller.run, args=(OPERATIONS // CALLERS,), daemon=True) for caller in callers]
     for thread in threads:
         thread.start()
-    roomd.wait_for(lambda: sum(caller.done + caller.refused for caller in callers) > OPERATIONS // 2 or not any(map(threading.Thread.is_alive, threads)), 100)
+    roomd.wait_for(lambda: sum(caller.done + caller.refused for caller in callers) > OPERATIONS // 2 or not any(map(threading.Thread.is_alive, threads)), 200)
     in_the_middle()
     for thread in threads:
-        thread.join(100)
+        thread.join(200)
         assert not thread.is_alive(), "the operations do not end"
     assert not any(caller.error for caller in callers), [caller.error for caller in callers]
     assert sum(caller.done for caller in callers) > OPERATIONS // 3
@@ -288,10 +289,12 @@ def converge(cluster, in_the_middle=lambda: None):
     cluster.check_log([room])
 
 
+@pytest.mark.deadline(300)
 def test_who_was_away_ends_with_the_room_of_who_was_there(cluster):
     converge(cluster)
 
 
+@pytest.mark.deadline(300)
 def test_who_was_away_while_the_owner_was_killed_ends_with_the_room_of_who_was_there(new_cluster):
     cluster = new_cluster(instances=2)
     converge(cluster, lambda: cluster.owner_of(cluster.rows("select room_id from room")[0][0]).kill9())

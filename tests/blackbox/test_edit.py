@@ -100,6 +100,7 @@ def test_what_is_deleted_for_me_is_hidden_from_me_only(cluster, api, door, room,
     kept, hidden = say(api, room, bob, "kept"), say(api, room, bob, "hidden")
     head = api.ok("room/Get", room_id=room)["room"]["head"]
     other = cluster.open_stream(alice, [room])
+    cluster.wait_hears()
     assert "seq" not in door.delete(alice, room, "me", seq=hidden).answer
     assert other.read_type("message.hidden") == {"type": "message.hidden", "room_id": room, "seq": hidden}
     assert [entry["seq"] for entry in api.pull(room, account_id=alice)["entries"]][-1] == kept

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from doors import fresh, golden
-from roomd import message_id, wait_for
+from roomd import DEADLINE, message_id, wait_for
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def room(api, people):
     return api.create_room(*people)["room_id"]
 
 
-def answers(stream, *req_ids):
+def answers(stream, *req_ids, deadline=DEADLINE):
     """In the order in which they came."""
-    stream.wait(lambda: {event.get("req_id") for event in stream.events} >= set(req_ids), what=f"answers to {req_ids}")
+    stream.wait(lambda: {event.get("req_id") for event in stream.events} >= set(req_ids), deadline, f"answers to {req_ids}")
     return [event for event in stream.events if event.get("req_id") in req_ids]
 
 
@@ -56,6 +56,7 @@ def test_the_golden_frame_marks_as_read(cluster, api, people):
     for number in range(107):
         api.push(room, alice, str(number), wait="durable" if number == 106 else "confirmed")
     stream, other, told = (cluster.open_stream(account, [room]) for account in (bob, bob, alice))
+    cluster.wait_hears()
     stream.send_raw(golden("frame_read", conversation_id=room))
     assert answers(stream, "read_001") == [{"type": "ack", "req_id": "read_001", "room_id": room, "read_seq": 105, "unread": 2}]
     for one in (told, other):
@@ -68,6 +69,7 @@ def test_the_golden_frame_marks_as_read(cluster, api, people):
 def test_the_golden_frame_says_who_types(cluster, api, room, people):
     """M-21"""
     stream, bob = cluster.open_stream(people[0], [room]), cluster.open_stream(people[1], [room])
+    cluster.wait_hears()
     stream.send_raw(golden("frame_typing", conversation_id=room))
     assert answers(stream, "typing_001") == [{"type": "ack", "req_id": "typing_001", "room_id": room}]
     assert bob.read_type("typing") == {"type": "typing", "room_id": room, "account_id": people[0], "for_ms": 6000}
@@ -105,17 +107,19 @@ def test_older_names_are_understood_and_newer_ones_win(cluster, room, people):
         assert (answer["code"], answer["field"]) == ("bad_request", field)
 
 
-def test_frames_take_effect_in_their_order_without_waiting(cluster, api, room, people):
+def test_frames_take_effect_in_their_order_without_waiting(new_cluster, people):
     """The ids of messages just sent are known to who sends them."""
-    alice = people[0]
+    cluster = new_cluster(settings={"op_timeout_ms": 60000})  # each changes what the last one left, and takes a COMMIT: the last waits for a hundred
+    api, alice = cluster.api, people[0]
+    room = api.create_room(*people)["room_id"]
     stream = cluster.open_stream(alice, [room])
     req_ids = []
     for number in range(50):
         target = {"room_id": room, "message_id": message_id(room, alice, f"c{number}")}
         req_ids += [stream.send("message.send", {"room_id": room, "client_msg_id": f"c{number}", "kind": "text", "content": "draft"}),
             stream.send("message.edit", {**target, "content": f"text {number}"}), stream.send("message.recall" if number % 2 else "message.edit", {**target, "content": "final"})]
-    found = answers(stream, *req_ids)
-    assert [event["req_id"] for event in found] == req_ids and {event["type"] for event in found} == {"ack"}
+    found = answers(stream, *req_ids, deadline=60)
+    assert [event["req_id"] for event in found] == req_ids and {event.get("code", event["type"]) for event in found} == {"ack"}
     messages = [entry for entry in api.pull_all(room) if entry["type"] == "message"]
     assert [(entry["client_msg_id"], entry["state"], entry.get("content")) for entry in messages] == [
         (f"c{number}", "recalled", None) if number % 2 else (f"c{number}", "edited", "final") for number in range(50)]
@@ -145,7 +149,7 @@ def test_too_many_frames_are_told_when_to_come_again(new_cluster, people):
     assert {event["code"] for event in limited} == {"rate_limited"} and all(1 <= event["retry_after_ms"] <= 1000 for event in limited)
     passed = [number for number, event in enumerate(found) if event["type"] == "ack"]
     assert len(passed) >= 10 and passed[:10] == list(range(10)) and len(limited) >= 100
-    wait_for(lambda: stream.request("message.send", {"room_id": room, "kind": "text", "content": "later"})["type"] == "ack", 5, every=0.2)
+    wait_for(lambda: stream.request("message.send", {"room_id": room, "kind": "text", "content": "later"})["type"] == "ack", every=0.2)
     said = [entry["content"] for entry in api.pull_until(room, len(passed) + 2) if entry["sender"] == people[0]]
     assert said == [f"n {number}" for number in passed] + ["later"]
     assert stream.closed is None
@@ -158,8 +162,9 @@ def test_typing_is_told_once_in_a_while_and_to_members_only(cluster, api, room, 
     """M-21: 10 in one second are one."""
     stream, bob = cluster.open_stream(people[0], [room]), cluster.open_stream(people[1], [room])
     stranger = cluster.open_stream(fresh("eve"), all=True)
-    for _ in range(10):
-        assert stream.request("message.typing", {"room_id": room})["type"] == "ack"
+    cluster.wait_hears()
+    req_ids = [stream.send("message.typing", {"room_id": room}) for _ in range(10)]
+    assert {event["type"] for event in answers(stream, *req_ids)} == {"ack"}
     assert stranger.request("message.typing", {"room_id": room})["code"] == "not_member"
     api.push(room, people[2], "behind it")
     bob.read_message(room, content="behind it")
@@ -172,6 +177,7 @@ def test_typing_is_told_once_in_a_while_and_to_members_only(cluster, api, room, 
 
 def test_a_gateway_tells_typing_by_a_call_under_the_same_rules(cluster, api, room, people):
     bob = cluster.open_stream(people[1], [room])
+    cluster.wait_hears()
     for _ in range(3):
         assert api.ok("history/Typing", room_id=room, account_id=people[0]) == {}
     assert bob.read_type("typing") == {"type": "typing", "room_id": room, "account_id": people[0], "for_ms": 6000}
@@ -224,7 +230,7 @@ def test_sending_moves_the_senders_own_mark(door, api, room, people):
     def unread():
         return api.ok("history/Unread", account_id=alice, room_ids=[room])["rooms"][0]
 
-    assert wait_for(lambda: unread()["read_seq"] == last, 5) and unread()["unread"] == 0
+    assert wait_for(lambda: unread()["read_seq"] == last) and unread()["unread"] == 0
 
 
 def test_request_ids_of_frames_are_each_accounts_own(cluster, api, room, people):

@@ -22,7 +22,7 @@ def room(api):
 def said(api, room, count, sender="alice"):
     """So many messages, durable; their contents are "1", "2", …"""
     for number in range(1, count + 1):
-        api.push(room, sender, str(number))
+        api.push(room, sender, str(number), **({"wait": "durable"} if number == count else {}))
     api.pull_until(room, count)
 
 
@@ -271,11 +271,16 @@ def waits(instance):
     return instance.metrics()["roomd_pulls_waiting"]
 
 
+def wait_for_no_pulls(instance):
+    """Those of an earlier test may be about to end."""
+    wait_for(lambda: waits(instance) == 0, 30, what="an earlier test's pulls do not end")
+
+
 def test_a_long_poll_is_answered_when_something_is_said(cluster, room):
     owner = cluster.owner_of(room)
-    before = waits(owner)
+    wait_for_no_pulls(owner)
     poll = waiting_pull(owner.api, room, after="0:0", wait_ms=20000)
-    wait_for(lambda: waits(owner) > before)
+    wait_for(lambda: waits(owner) == 1)
     owner.api.push(room, "alice", "at last")
     seconds, (status, page) = poll.result()
     assert status == 200 and contents(page) == ["at last"] and seconds < 10
@@ -284,8 +289,9 @@ def test_a_long_poll_is_answered_when_something_is_said(cluster, room):
 def test_a_long_poll_at_an_instance_that_does_not_own_the_room_is_answered_too(cluster, room):
     owner = cluster.owner_of(room)
     other = next(instance for instance in cluster.instances if instance is not owner)
+    wait_for_no_pulls(other)
     poll = waiting_pull(other.api, room, after="0:0", wait_ms=20000, account_id="bob")
-    wait_for(lambda: waits(other) >= 1)
+    wait_for(lambda: waits(other) == 1)
     owner.api.push(room, "alice", "at last")
     seconds, (status, page) = poll.result()
     assert status == 200 and contents(page) == ["at last"] and seconds < 10
@@ -304,9 +310,9 @@ def test_a_long_poll_does_not_wait_when_there_is_something(api, room):
 
 def test_who_is_removed_while_waiting_gets_nothing(cluster, room):
     owner = cluster.owner_of(room)
-    before = waits(owner)
+    wait_for_no_pulls(owner)
     poll = waiting_pull(owner.api, room, account_id="bob", after="0:0", wait_ms=20000)
-    wait_for(lambda: waits(owner) > before)
+    wait_for(lambda: waits(owner) == 1)
     owner.api.ok("room/RmAccountFromRoom", room_id=room, account_id="bob")
     seconds, (status, answer) = poll.result()
     assert (status, answer["error"]["code"]) == (403, "not_member") and seconds < 10
@@ -314,11 +320,10 @@ def test_who_is_removed_while_waiting_gets_nothing(cluster, room):
 
 def test_a_caller_that_leaves_is_forgotten(cluster, room):
     owner = cluster.owner_of(room)
-    before = waits(owner)
     with pytest.raises(requests.exceptions.ReadTimeout):
         requests.post(f"{owner.url}/v1/history/Pull", json={"room_id": room, "after": "0:0", "wait_ms": 60000},
             headers={"Authorization": f"Bearer {owner.api.key}"}, timeout=0.5)
-    wait_for(lambda: waits(owner) == before)
+    wait_for(lambda: waits(owner) == 0, 30)
 
 
 def test_waiting_asks_the_database_nothing(new_cluster):
@@ -328,13 +333,15 @@ def test_waiting_asks_the_database_nothing(new_cluster):
     for room in rooms:
         api.push(room, "alice", "1", wait="durable")  # the owner knows them now
     heads = [api.pull(room)["head"] for room in rooms]
-    polls = [waiting_pull(api, room, after=head, wait_ms=4000) for room, head in zip(rooms, heads)]
-    wait_for(lambda: waits(instance) == 20)
+    polls = [waiting_pull(api, room, after=head, wait_ms=60000) for room, head in zip(rooms, heads)]
+    wait_for(lambda: waits(instance) == 20, 30)
     reads = 'roomd_database_statements_total{lane="read"}'
     before = instance.metrics()[reads]
     time_passed = time.monotonic() + 2
     wait_for(lambda: time.monotonic() > time_passed)
-    assert instance.metrics()[reads] - before <= 2
+    assert instance.metrics()[reads] - before <= 2 and waits(instance) == 20
+    for room in rooms:
+        api.push(room, "alice", "2")
     for poll in polls:
         assert poll.result()[1][0] == 200
 
@@ -343,9 +350,9 @@ def test_a_hundred_waiting_for_one_room_share_one_read(cluster, room):
     owner = cluster.owner_of(room)
     owner.api.push(room, "alice", "1", wait="durable")
     head = owner.api.pull(room)["head"]
-    before = waits(owner)
-    polls = [waiting_pull(owner.api, room, after=head, wait_ms=30000) for _ in range(100)]
-    wait_for(lambda: waits(owner) == before + 100, 30)
+    wait_for_no_pulls(owner)
+    polls = [waiting_pull(owner.api, room, after=head, wait_ms=60000) for _ in range(100)]
+    wait_for(lambda: waits(owner) == 100, 30)
     reads = owner.metrics()["roomd_page_reads_total"]
     owner.api.push(room, "bob", "2")
     pages = [poll.result()[1][1] for poll in polls]
@@ -384,7 +391,7 @@ def test_a_message_behind_a_repeat_is_not_held_up_by_it(cluster, api):
             + f"Authorization: Bearer {cluster.service_key}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 
     with contextlib.ExitStack() as stack:
-        first, second = (stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=5)) for _ in range(2))
+        first, second = (stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=roomd.DEADLINE)) for _ in range(2))
         for _ in range(10):  # both in one turn of its loop
             request(first, repeat)
             request(second, {**repeat, "client_msg_id": new_id(), "wait": "confirmed"})

@@ -74,8 +74,7 @@ def test_the_others_and_the_readers_other_streams_are_told_once_on_every_instanc
     streams = [cluster.open_stream(account, [room], endpoint=instance) for account in (ada, bob) for instance in cluster.instances]
     for stream in streams:
         stream.read_type("hello")
-    for instance in cluster.instances:
-        wait_for(lambda: any(key.startswith("roomd_feed_open") and value == 1 for key, value in instance.metrics().items()), 30)
+    cluster.wait_hears()
     mark(cluster.instances[-1].api, room, bob, 4)
     mark(cluster.instances[-1].api, room, bob, 3)
     say(cluster.api, room, ada, 1)
@@ -224,6 +223,7 @@ def test_what_an_account_hides_is_gone_for_it_alone(cluster, api):
     say(api, room, ada, 10)
     other = cluster.open_stream(bob, [room], endpoint=cluster.instances[-1])
     other.read_type("hello")
+    cluster.wait_hears()
     for seq in (4, 5, 6, 10):
         api.ok("history/Delete", room_id=room, seq=seq, account_id=bob, scope="me")
         assert other.read_type("message.hidden") == {"type": "message.hidden", "room_id": room, "seq": seq}
@@ -272,7 +272,9 @@ def test_what_somebody_said_is_no_news_to_him_after_the_owner_was_killed(new_clu
     (instance,) = cluster.instances
     ada, bob = fresh("ada"), fresh("bob")
     room = cluster.api.create_room(ada, bob)["room_id"]
-    for sender in (ada, bob, ada):  # the first of each goes at once, the next waits for its window
+    say(cluster.api, room, ada, 1)  # the first goes at once, what comes next waits for the window
+    wait_for(lambda: members(cluster.api, room, account_ids=[ada])[0]["read_seq"] == 1, what="the cursor of who spoke first")
+    for sender in (bob, ada):
         say(cluster.api, room, sender, 1)
     seq = say(cluster.api, room, bob, 60)
     instance.kill9()

@@ -194,7 +194,7 @@ def test_a_muted_member_may_not_speak_until_then(cluster, door, api, room, peopl
     olga, adam, alice, bob = people
     mine = door.send(alice, room, "before").answer["message_id"]
     stream = cluster.open_stream(bob, [room])
-    until = now_ms() + 2000
+    until = now_ms() + HOUR
     assert api.ok("room/Mute", room_id=room, account_id=alice, until=until, by=adam) == {"muted": [alice], "absent": []}
     event = stream.read_type("member.updated")
     assert (event["account_ids"], event["muted_until"], event["by"]) == ([alice], until, adam)
@@ -205,8 +205,11 @@ def test_a_muted_member_may_not_speak_until_then(cluster, door, api, room, peopl
         assert end in sentence and str(until) in sentence
     door.send(bob, room, "others go on").answer
     door.recall(alice, room, message_id=mine).answer
+    until = now_ms() + 500
+    assert api.ok("room/Mute", room_id=room, account_id=alice, until=until, by=adam) == {"muted": [alice], "absent": []}
+    stream.read_type("member.updated", muted_until=until)
     wait_for(lambda: now_ms() > until)
-    wait_for(lambda: door.send(alice, room, "again").error is None, 5)
+    wait_for(lambda: door.send(alice, room, "again").error is None)
     assert "muted_until" not in members(api, room)[alice]
     wait_for(lambda: [entry["content"] for entry in api.pull_all(room) if entry["type"] == "message" and "content" in entry] == ["others go on", "again"])
 
@@ -220,7 +223,7 @@ def shown_mutes(api, room, account):
 def test_a_mute_that_is_over_is_not_shown(api, room, people):
     until = now_ms() + 300
     api.ok("room/Mute", room_id=room, until=until)
-    wait_for(lambda: shown_mutes(api, room, people[2]) == {None}, 5)
+    wait_for(lambda: shown_mutes(api, room, people[2]) == {None})
     assert now_ms() >= until - 100  # the database's clock is the same one here
 
 
@@ -295,7 +298,13 @@ def test_a_muted_sender_at_the_broker_is_told_on_its_streams(cluster, api, room,
     rejected = stream.read_type("message.rejected")
     assert (rejected["client_msg_id"], rejected["code"]) == ("m1", "forbidden") and str(until) in rejected["message"]
     stream.read_message(room, content="not muted")
-    assert [letter["reason"] for letter in cluster.dead_letters(deadline=10)] == ["forbidden"]
+    letters = []
+
+    def of_this_room():
+        letters.extend(cluster.dead_letters())  # those of earlier tests may still be coming
+        return [letter["reason"] for letter in letters if letter["room_id"] == room]
+
+    assert wait_for(of_this_room, what=lambda: letters) == ["forbidden"]
 
 
 @pytest.mark.parametrize("kind", [CallDoor, FrameDoor])
