@@ -123,6 +123,9 @@ async function loadRooms() {
         } while (next && state.client);
         state.listed = true;
         listRooms(all);
+        for (const { room_id, head } of all.values())
+            if (Number(head?.split(':')[1]) < (state.client.rooms.get(room_id)?.cursor?.seq ?? 0)) // it counted what was committed then
+                countUnread(room_id);
     } catch (error) {
         toast(say('problem', explain(error)));
     }
