@@ -184,7 +184,7 @@ RAW = {
 def exchange(api, data):
     """The first status of the answer; None when the connection was closed without one. Whatever comes, it comes soon."""
     host, port = api.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as peer:
+    with socket.create_connection((host, int(port)), timeout=8) as peer:  # request_timeout_ms, after which anything is cut, is 10 s
         try:
             peer.sendall(data.replace(b"{key}", api.key.encode()))
             answer = b""

