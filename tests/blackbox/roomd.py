@@ -617,12 +617,15 @@ class Cluster:
 
         return wait_for(find, 30, what=f"no owner of {shard}")
 
-    def wait_spread(self, deadline=30):
+    def wait_spread(self, deadline=60):
         """Until nothing moves any more: every living instance has its share of the shards."""
         total = self.rows("select count(*) from shard_lease")[0][0]
 
         def spread():
-            counts = [len(instance.readyz()[1]["shards"]) for instance in self.alive]  # one look: the sum of one and the differences of the next pass in the middle of a move
+            try:
+                counts = [len(instance.readyz()[1]["shards"]) for instance in self.alive]  # one look: the sum of one and the differences of the next pass in the middle of a move
+            except requests.RequestException:  # one has no time to answer
+                return False
             return sum(counts) == total and max(counts) - min(counts) <= 1
 
         wait_for(spread, deadline, what="shards spread over the instances")

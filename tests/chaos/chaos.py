@@ -71,7 +71,7 @@ class Publisher:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
-        roomd.wait_for(lambda: self.result, 5)
+        roomd.wait_for(lambda: self.result, 30)
         return True
 
     def intent(self):
@@ -357,7 +357,7 @@ class Run:
         with contextlib.suppress(AssertionError):
             roomd.wait_for(self._all_read, seconds, every=0.2)
         with contextlib.suppress(AssertionError):  # what was settled is acknowledged, too
-            roomd.wait_for(lambda: self._waiting_at_broker() == 0, 10, every=0.5)
+            roomd.wait_for(lambda: self._waiting_at_broker() == 0, 30, every=0.5)  # a quorum queue counts anew each 5 s
         self.report.info["left_in_queues"] = self._waiting_at_broker()
         if self.report.info["left_in_queues"]:
             self.report.wrong("lost", f"{self.report.info['left_in_queues']} deliveries are still at the broker")

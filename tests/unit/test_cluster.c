@@ -335,7 +335,7 @@ static void a_second_one_gets_its_share_one_shard_after_another(void **state)
         (int)(clock_mono_ms() - began), (int)f->longest_pause_ms);
     assert_true(clock_mono_ms() - began >= 2000); /* one that comes and goes moves nothing */
     assert_int_equal(f->pauses, SHARDS / 2);
-    assert_true(f->longest_pause_ms < 300); /* less by far where nothing else runs */
+    assert_true(f->longest_pause_ms < 900); /* less than a beat; by far where nothing else runs */
     await_beats(f, first, 3);
     assert_int_equal(first->moves, SHARDS / 2);
     assert_int_equal(second->moves, 0);
@@ -568,15 +568,17 @@ static void two_takes_of_the_same_row_have_one_winner(void **state)
 {
     struct fixture *f = *state;
     PGconn *other;
+    char sql[120];
 
     NEEDS_DATABASE(f);
     other = database_connect(f->url);
     database_run(f->own, "BEGIN; SELECT * FROM cluster_take('A', 0, '{s00}', '{0}', '{NULL}', '{-1}', false)");
     assert_int_equal(
         PQsendQuery(other, "SELECT epoch FROM cluster_take('B', 0, '{s00}', '{0}', '{NULL}', '{-1}', true)"), 1);
-    while (
-        database_number(f->own, "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'") == 0)
-        ;
+    snprintf(sql, sizeof sql,
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' AND pid = %d",
+        PQbackendPID(other));
+    await_number(f, sql, 1);
     database_run(f->own, "COMMIT");
     PQclear(PQgetResult(other));
     PQfinish(other);
@@ -640,7 +642,7 @@ static void a_killed_owner_without_consumers_is_followed_at_once(void **state)
     relay_freeze(&first->relay);
     await(f, owns_all, second);
     print_message("taken over %d ms after the last sign of life\n", (int)(clock_mono_ms() - began));
-    assert_true(clock_mono_ms() - began < 3000); /* by silence it would be a minute */
+    assert_true(clock_mono_ms() - began < 15000); /* by silence it would be a minute */
     assert_int_equal(second->probes, 2 * SHARDS);
     assert_int_equal(second->taken, SHARDS);
 }
@@ -985,7 +987,7 @@ static void what_a_leaving_instance_held_is_taken_soon(void **state)
     assert_int_equal(first->lost, 0);
     assert_int_equal(database_number(f->own, "SELECT count(*) FROM shard_lease WHERE holder IS NOT NULL"), 0);
     await(f, owns_all, second);
-    assert_true(clock_mono_ms() - began < 2000);
+    assert_true(clock_mono_ms() - began < 10000); /* by silence it would be a minute */
     assert_int_equal(database_number(f->own, "SELECT count(*) FROM instance"), 1);
 }
 
@@ -1042,7 +1044,7 @@ static void leaving_ends_also_without_a_database(void **state)
     began = clock_mono_ms();
     node_end(f, node);
     assert_int_equal(node->left, 1);
-    assert_in_range(clock_mono_ms() - began, 900, 2000);
+    assert_in_range(clock_mono_ms() - began, 900, 5000);
 }
 
 /* --- time --- */
@@ -1059,7 +1061,7 @@ static void the_time_is_the_database_s(void **state)
     assert_int_equal(cluster_now_ms(node->cluster), 0);
     await(f, database_answers, node);
     off = (int64_t)cluster_now_ms(node->cluster) - (int64_t)clock_unix_ms(); /* the same machine */
-    assert_true(off > -100 && off < 100);
+    assert_true(off > -2000 && off < 2000); /* as long as the answer took; usually nothing */
     for (int i = 0; i < 20; i++) {
         assert_true(cluster_now_ms(node->cluster) >= last);
         last = cluster_now_ms(node->cluster);

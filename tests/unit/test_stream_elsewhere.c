@@ -330,14 +330,14 @@ static void streams_that_open_together_ask_the_database_together(void **state)
     int turns_that_asked = 0, asked;
 
     (void)state;
-    world.config.attach_gather_ms = 50;
+    world.config.attach_gather_ms = 1000;
     for (size_t i = 0; i < countof(clients); i++) {
         asked = world.accesses_asked;
         clients[i] = client_ask("ndjson", ticket_of("alice", DELIVER_EARLY, false, rooms), "", NULL);
         turn();
         turns_that_asked += world.accesses_asked > asked;
     }
-    for (int i = 0; i < 200 && world.accesses_asked < (int)countof(clients); i++) {
+    for (int i = 0; i < 5000 && world.accesses_asked < (int)countof(clients); i++) {
         asked = world.accesses_asked;
         turns_for(1);
         turns_that_asked += world.accesses_asked > asked;
