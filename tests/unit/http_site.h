@@ -29,7 +29,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define DEADLINE_MS 8000
+#define DEADLINE_MS 30000
 #define BIG_BYTES (6u << 20)
 
 /* What the handler of /stream and /upgrade keeps of a wire. */
