@@ -24,6 +24,7 @@ struct cluster {
     struct cluster_shard shards[RIG_SHARDS];
     bool able, database_lost;
     size_t released;
+    int backend_pid;                          /* of the session that commits */
     const struct cluster_instance *instances; /* none, unless the test says so */
     size_t instance_count;
 };
@@ -78,8 +79,7 @@ void cluster_release(struct cluster *cluster, struct str shard)
 
 void cluster_bind_backend(struct cluster *cluster, int backend_pid)
 {
-    (void)cluster;
-    (void)backend_pid;
+    cluster->backend_pid = backend_pid;
 }
 
 size_t cluster_instances(const struct cluster *cluster, const struct cluster_instance **instances)
