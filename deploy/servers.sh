@@ -162,10 +162,13 @@ process_end() {
 }
 
 processes_of() {
-    local entry
+    local entry environment variable
     for entry in /proc/[0-9]*; do
-        { tr '\0' '\n' <"$entry/environ" | SEARCH="SERVERS_HOME=$1" awk '$0 == ENVIRON["SEARCH"] || index($0, ENVIRON["SEARCH"] "/") == 1 { found = 1 }
-            END { exit !found }'; } 2>/dev/null && echo "${entry#/proc/}"
+        environment=()
+        { mapfile -d '' environment <"$entry/environ"; } 2>/dev/null || continue # without a process for each: where there are many, that took longer than there is time
+        for variable in "${environment[@]}"; do
+            [[ $variable == SERVERS_HOME="$1" || $variable == SERVERS_HOME="$1"/* ]] && echo "${entry#/proc/}" && break
+        done
     done
     return 0
 }
@@ -249,7 +252,8 @@ pg_server_start() {
     local dir=$1 port=$2 log=$3 bin
     bin=$(pg_bin) || return 1
     mkdir -p "$dir" && chmod 700 "$dir" && : >>"$log" || return 1
-    [ -z "$(pg_server_pid "$dir")" ] || { pg_answers "$dir" "$port" && return 0; }
+    # One that lives and does not answer at once may be busy, or starting: what follows would kill it.
+    [ -z "$(pg_server_pid "$dir")" ] || { wait_for 20 pg_answers_or_dead "$dir" "$port" && pg_answers "$dir" "$port" && return 0; }
     if ! pg_dir_usable "$dir"; then
         complain "the user PostgreSQL runs as cannot work in $dir (every directory above it needs o+x, at most 80 bytes)"
         return 1
