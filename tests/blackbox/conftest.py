@@ -135,6 +135,8 @@ def new_cluster(servers):
             cluster.start(ready=False)
         for instance in cluster.instances:
             instance.wait_ready()
+        if instances > 1:
+            cluster.wait_spread()  # an owner that a test asks for stays the owner
         return cluster
 
     yield make

@@ -175,7 +175,8 @@ class Server:
     def freeze(self):
         """SIGSTOP: connections stay open and nothing answers."""
         self.frozen = True
-        signal_processes(self.home, signal.SIGSTOP)
+        for _ in range(2):  # also what was being forked meanwhile
+            signal_processes(self.home, signal.SIGSTOP)
 
     def thaw(self):
         self.frozen = False
@@ -202,12 +203,12 @@ class Database(Server):
 
     def connect(self, name):
         """As roomd, autocommit."""
-        connection = psycopg2.connect(self.url(name), connect_timeout=5)
+        connection = psycopg2.connect(self.url(name), connect_timeout=20)
         connection.autocommit = True
         return connection
 
     def connect_as_superuser(self, name="postgres"):
-        connection = psycopg2.connect(host=str(self.home / "socket"), port=self.port, user="postgres", dbname=name, connect_timeout=5)
+        connection = psycopg2.connect(host=str(self.home / "socket"), port=self.port, user="postgres", dbname=name, connect_timeout=20)
         connection.autocommit = True
         return connection
 
@@ -368,6 +369,9 @@ class Link:
         pair = (near, far)
         with self._lock:
             self._pairs.add(pair)
+            cut = self._cut
+        if cut:  # while this one was being made
+            self._reset()
         threads = [threading.Thread(target=self._pump, args=ends, daemon=True) for ends in ((near, far), (far, near))]
         for thread in threads:
             thread.start()
@@ -379,7 +383,7 @@ class Link:
             side.close()
 
     def _pump(self, source, sink):
-        held = collections.deque()  # (when it is due, bytes)
+        held, lost = collections.deque(), False  # (when it is due, bytes)
         with contextlib.suppress(OSError):
             while True:
                 wait = max(0.0, held[0][0] - time.monotonic()) if held else 0.2
@@ -387,7 +391,8 @@ class Link:
                     data = source.recv(65536)
                     if not data:
                         break
-                    if not self._silent:
+                    lost = lost or self._silent  # mended a moment before the connection is reset: what comes then has a hole before it
+                    if not lost:
                         held.append((time.monotonic() + self.delay, data))
                 while held and held[0][0] <= time.monotonic():
                     sink.sendall(held.popleft()[1])
@@ -480,7 +485,7 @@ class Instance:
 
     def metrics(self):
         """{"name{labels}": value}"""
-        lines = requests.get(self.url + "/metrics", timeout=5).text.splitlines()
+        lines = requests.get(self.url + "/metrics", timeout=20).text.splitlines()
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")}
 
     def alive(self):
@@ -668,10 +673,14 @@ class Cluster:
             request["deliver"] = deliver
         answer = (api or self.api).ok("history/PullByActiveConnection", request)
         url = getattr(endpoint, "url", endpoint) or answer["endpoints"][0]["url"]
-        if transport == "poll" and after is None and not any("after" in room for room in request.get("rooms", [])):
-            # What is said before the first request arrives would otherwise be missed.
+        # What is said before the first request arrives, or before the stream has found its rooms, would otherwise be missed.
+        live_only = after is None and not any("after" in room for room in request.get("rooms", []))
+        if transport == "poll" and live_only:
             after = [f"{room['room_id']}@{room['head']}" for room in answer.get("rooms", [])]
-        return self.open_with_ticket(answer["ticket"], url, transport, after=after, **options)
+        stream = self.open_with_ticket(answer["ticket"], url, transport, after=after, **options)
+        if transport != "poll" and live_only:
+            stream.wait_begun()
+        return stream
 
     def open_with_ticket(self, ticket, url, transport="websocket", after=None, **options):
         stream = TRANSPORTS[transport](url, ticket, after=after, **options)
@@ -740,17 +749,24 @@ class Cluster:
 # --- service calls ---
 
 
+IDLE_S = 4  # a connection that was idle for longer is not used again: at 10 s the instance closes it, and a request may be under way just then
+
+
 class Api:
     """Calls of an upstream gateway to one instance."""
 
     def __init__(self, url, key):
-        self.url, self.key, self.session = url, key, requests.Session()
+        self.url, self.key, self.session, self._used = url, key, requests.Session(), 0.0
 
     def call(self, method, body=None, headers=None, timeout=70, **fields):
         """(status, decoded answer). body: a map, or bytes to send as they are."""
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **(headers or {})}
         data = body if isinstance(body, bytes) else json.dumps({**(body or {}), **fields}).encode()
+        if time.monotonic() - self._used > IDLE_S:
+            self.session = requests.Session()
+        self._used = time.monotonic()
         answer = self.session.post(f"{self.url}/v1/{method}", data=data, headers=headers, timeout=timeout)
+        self._used = time.monotonic()
         return answer.status_code, answer.json()
 
     def ok(self, method, body=None, **fields):
@@ -968,9 +984,10 @@ class Stream:
                     self._next += 1
                     if predicate(event):
                         return event
-                if self.closed is not None or not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() > end:
+                if self.closed is not None or time.monotonic() > end:
                     state = f"closed {self.closed}" if self.closed is not None else f"not within {deadline} s"
                     raise AssertionError(f"{what or 'event'}: {state}; the last events: {self.events[-5:]}")
+                self._changed.wait(max(0.0, end - time.monotonic()))
 
     def read_next(self, deadline=DEADLINE):
         """The next event, or None at the deadline or when there will be none."""
@@ -1004,6 +1021,11 @@ class Stream:
 
         wait_for(lambda: condition() or self.closed is not None, deadline, what=state)
         assert condition(), state()
+
+    def wait_begun(self, deadline=DEADLINE):
+        """Until it has said hello, or why it does not. (What comes too late, the test misses when it reads.)"""
+        with self._changed:
+            self._changed.wait_for(lambda: self.events or self.closed is not None, deadline)
 
     def wait_closed(self, deadline=DEADLINE):
         """(code, reason); HTTP streams end with code None."""
