@@ -107,7 +107,7 @@ def test_a_drain_under_load_breaks_no_stream(new_cluster):
     cluster.check_log(rooms, load.confirmed)
     pauses = {transport: max(reader.longest_pause(began) for reader in readers if reader.transport == transport) for transport in TRANSPORTS}
     print(f"drained in {took:.2f} s; longest pause seen by a stream:", ", ".join(f"{transport} {pause * 1000:.0f} ms" for transport, pause in pauses.items()))
-    assert max(pauses.values()) < 3  # some hundred milliseconds on a machine of its own
+    assert max(pauses.values()) < 5  # some hundred milliseconds on a machine of its own; what is found by the next ping comes after up to twenty seconds
 
 
 def test_calls_are_answered_while_an_instance_drains(new_cluster):
@@ -130,7 +130,7 @@ def test_calls_are_answered_while_an_instance_drains(new_cluster):
     assert refused.value.status == 503
     stream.read_message(room, content="2")
     stream.close()
-    leaving.wait_stopped(10)  # nobody is left to wait for
+    leaving.wait_stopped(15)  # nobody is left to wait for
     steps = [line.rpartition("step=")[2] for line in leaving.log_text().splitlines() if " drain step=" in line]
     assert steps == ["shards", "streams", "calls", "rest", "done"]
 
@@ -152,10 +152,10 @@ def test_where_nobody_else_lives_open_calls_find_their_owner_to_the_end(new_clus
     calls = [threading.Thread(target=call) for _ in range(4)]
     for one in calls:
         one.start()
-    wait_for(lambda: len(answers) > 20)
+    wait_for(lambda: answers.count(200) > 20, 30)
     began = time.monotonic()
     instance.stop()
-    assert time.monotonic() - began < 10  # nobody could go anywhere: it does not wait for them
+    assert time.monotonic() - began < 15  # nobody could go anywhere: it does not wait for them
     assert stream.wait_closed()[0] == 4000
     for one in calls:
         one.join(10)
@@ -166,7 +166,7 @@ class Crowd:
     """Many NDJSON streams of one room, on plain sockets; each goes where it is told to."""
 
     def __init__(self, url, ticket):
-        self.selector, self.moved = selectors.DefaultSelector(), 0
+        self.selector, self.moved, self.opened = selectors.DefaultSelector(), 0, 0
         self.open(url, ticket)
 
     def open(self, url, ticket, count=1):
@@ -175,6 +175,7 @@ class Crowd:
             one = socket.create_connection(("127.0.0.1", port))
             one.sendall(f"GET /v1/stream/ndjson HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ticket}\r\n\r\n".encode())
             self.selector.register(one, selectors.EVENT_READ, bytearray())
+            self.opened += 1
 
     def turn(self):
         for key, _ in self.selector.select(0.05):
@@ -199,28 +200,30 @@ def test_an_added_instance_gets_its_share_of_the_streams(new_cluster):
     cluster = new_cluster(settings={"rebalance_streams_per_s": 1000, "rebalance_busy_max": 100, "heartbeat_ms": 600000})
     room = cluster.api.create_room("bob")["room_id"]
     first = cluster.instances[0]
-    crowd = Crowd(first.url, cluster.open_stream("bob", [room]).ticket)
+    others = [cluster.open_stream("bob", [room])]
+    crowd = Crowd(first.url, others[0].ticket)
 
     def streams(instance):
         return sum(value for name, value in instance.metrics().items() if name.startswith("roomd_streams{"))
 
-    def turn_until(condition, deadline=30):
+    def turn_until(condition, deadline=60):
         end = time.monotonic() + deadline
         while not condition():
             crowd.turn()
             assert time.monotonic() < end, [streams(instance) for instance in cluster.instances]
 
     while streams(first) < 700:
-        crowd.open(first.url, cluster.open_stream("bob", [room]).ticket, 100)
+        others.append(cluster.open_stream("bob", [room]))
+        crowd.open(first.url, others[-1].ticket, 100)
         crowd.turn()
-    turn_until(lambda: streams(first) >= 700)
-    total = streams(first)
+    total = crowd.opened + len(others)
+    turn_until(lambda: streams(first) == total)  # none is still on its way
     second = cluster.start(ready=False)
     began = time.monotonic()
     turn_until(lambda: second.ready() and streams(second) > 0.4 * total)
     print(f"an added instance had its share of {total:.0f} streams after {time.monotonic() - began:.1f} s; {crowd.moved} moved")
     for _ in range(20):
         crowd.turn()
-    assert streams(first) + streams(second) == total and abs(streams(first) - streams(second)) < 0.2 * total
+    turn_until(lambda: streams(first) + streams(second) == total and abs(streams(first) - streams(second)) < 0.2 * total)  # one that moves is on both for a moment
     assert crowd.moved < 0.6 * total  # and none of them back
     crowd.close()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from roomd import Refused, parse_cursor, wait_for
+from roomd import Refused, message_uuid, parse_cursor, wait_for
 
 
 def start(new_cluster, **settings):
@@ -35,9 +35,16 @@ def traffic_through(cluster, rooms, fault, rate=200, before=100, after=300):
         fault()
         load.wait_confirmed(len(load.confirmed) + after, deadline=90)
     published = load.confirmed
-    wait_for(lambda: sum(last_seqs(cluster, rooms).values()) >= earlier + len(published), 60, what="all in the log")
+    wait_logged(cluster, published)
+    assert sum(last_seqs(cluster, rooms).values()) >= earlier + len(published)
     cluster.check_log(rooms, published)
     return published
+
+
+def wait_logged(cluster, published):
+    """Until everything that was confirmed is in the log. (As many entries might be others: a void, or a message that is confirmed only when it is repeated.)"""
+    ids = list({message_uuid(one.message_id) for one in published})
+    wait_for(lambda: cluster.rows("select count(*) from log_entry where message_id = any(%s::uuid[])", ids)[0][0] >= len(ids), 60, every=0.1, what="all in the log")
 
 
 def says_what_broke_and_not_each_thing_that_hung_on_it(log):
@@ -77,7 +84,7 @@ def test_while_the_database_is_away_streams_go_on_and_nothing_is_lost(new_cluste
     try:
         published = [publisher.publish(rooms[0], "p1", content=f"away {n}") for n in range(50)]
         for n in range(50):
-            stream.read_message(rooms[0], content=f"away {n}", deadline=5)
+            stream.read_message(rooms[0], content=f"away {n}")
     finally:
         database.start()
     wait_for(lambda: last_seqs(cluster, rooms[:1])[rooms[0]] == 51, 30, what="all in the log")
@@ -110,8 +117,13 @@ def test_while_the_database_is_away_a_stream_of_all_rooms_is_refused_until_it_is
         assert 4000 <= refused.wait_closed()[0] < 4500
     finally:
         database.start()
-    wait_for(cluster.instances[0].ready, 30)
-    back = cluster.open_with_ticket(ticket, url, after=stream.positions())
+
+    def come_back():  # ready may be said before the last connection to the database is there again
+        back = cluster.open_with_ticket(ticket, url, after=stream.positions())
+        back.wait_begun()
+        return back if back.events and back.events[0]["type"] == "hello" else None
+
+    back = wait_for(come_back, 30, every=0.2, what="a stream opens")
     cluster.publisher().publish(rooms[0], "p1", content="after")
     back.read_message(rooms[0], content="after")
 
@@ -165,7 +177,7 @@ def test_a_second_instance_gets_its_share_under_load_and_all_when_the_first_is_k
     def add():
         nonlocal second
         second = cluster.start()
-        wait_for(lambda: [len(one.readyz()[1]["shards"]) for one in (first, second)] == [4, 4], 20, what="four shards each")
+        wait_for(lambda: [len(one.readyz()[1]["shards"]) for one in (first, second)] == [4, 4], 60, what="four shards each")
 
     traffic_through(cluster, rooms, add, after=100)
     follow_up_to(cluster, stream, rooms)  # the stream does not notice that half of the shards moved
@@ -176,4 +188,4 @@ def test_a_second_instance_gets_its_share_under_load_and_all_when_the_first_is_k
     since = dict(stream.cursors)
     stream = stream.reconnect(second)
     follow_up_to(cluster, stream, rooms, since)
-    wait_for(lambda: len(second.readyz()[1]["shards"]) == 8, 10, what="all shards")  # the rooms may all have been in those it had
+    wait_for(lambda: len(second.readyz()[1]["shards"]) == 8, 30, what="all shards")  # the rooms may all have been in those it had

@@ -16,7 +16,7 @@ def metric(instance, name, **labels):
 
 
 # The first of two instances owns the only shard, and keeps it as long as it can.
-ONE_SHARD, OWNER, OTHER = {"shard_count": 1, "lease_ttl_ms": 2000}, {"weight": 10000}, {"weight": 1}
+ONE_SHARD, OWNER, OTHER = {"shard_count": 1, "lease_ttl_ms": 4000}, {"weight": 10000}, {"weight": 1}
 
 
 def owner_and_other(cluster, room):
@@ -45,17 +45,17 @@ def test_a_stream_elsewhere_is_served_as_by_the_owner(cluster, room, deliver):
     bob = cluster.open_stream("bob", [room], endpoint=other, deliver=deliver)
     bob.read_type("hello")
     wait_for(lambda: metric(owner, "roomd_feed_shards_told") >= 1)
-    with contextlib.closing(cluster.publisher()) as publisher, within(4):  # a look a second would take ten
-        for number in range(10):
+    with contextlib.closing(cluster.publisher()) as publisher, within(10):  # a look a second would take twenty
+        for number in range(20):
             publisher.publish(room, "alice", content=f"{number}")
             bob.read_message(room, content=f"{number}")
-    assert bob.contiguous(room) == list(range(1, 11))
+    assert bob.contiguous(room) == list(range(1, 21))
 
 
 def test_a_call_elsewhere_is_answered_by_the_owner(cluster, room):
     owner, other = owner_and_other(cluster, room)
     heard = metric(other, "roomd_call_answers_heard_total")
-    with within(4):  # half a second each, if the log had to be asked
+    with within(8):  # half a second each, if the log had to be asked
         for number in range(10):
             first, again = (other.api.push(room, "alice", "x", wait="durable", client_msg_id=f"d{number}") for _ in range(2))
             assert first["duplicate"] is False and again == {**first, "duplicate": True}
@@ -70,13 +70,13 @@ def test_a_call_elsewhere_is_answered_by_the_owner(cluster, room):
 def test_a_long_poll_elsewhere_is_answered_when_there_is_something(cluster, room):
     owner, other = owner_and_other(cluster, room)
     after = "0:0"
-    with concurrent.futures.ThreadPoolExecutor(1) as others, within(4):
-        for number in range(5):
+    with concurrent.futures.ThreadPoolExecutor(1) as others, within(8):  # a look a second would take ten
+        for number in range(10):
             answer = others.submit(other.api.ok, "history/Pull", room_id=room, after=after, wait_ms=20000)
             wait_for(lambda: metric(other, "roomd_pulls_waiting") == 1 and metric(owner, "roomd_feed_shards_told") >= 1)
             owner.api.push(room, "alice", f"{number}")
             after = answer.result()["head"]
-    assert after.endswith(":5")
+    assert after.endswith(":10")
 
 
 def test_nothing_is_told_of_a_shard_that_nobody_elsewhere_follows(new_cluster):
@@ -152,13 +152,14 @@ def test_an_owner_that_alone_lacks_the_database_gives_its_shards_up(new_cluster)
         wait_for(lambda: room.partition(".")[0] in [str(name) for name in other.readyz()[1]["shards"]], 40)
         publisher.publish(room, "alice", content="under the next owner")
         far.read_message(room, content="under the next owner", deadline=30)
+        told = "another instance holds it under a higher epoch"
+        wait_for(lambda: told in owner.log_text(), what=told)  # by the next owner, as the registry cannot be read
         link.mend()
         near.read_message(room, content="under the next owner", deadline=30)
-    log = [(entry["seq"], entry["content"]) for entry in cluster.api.pull_all(room)]
+    log = [(entry["seq"], entry["content"]) for entry in other.api.pull_until(room, 3)]
     assert [content for _, content in log] == ["committed", "early", "under the next owner"]
     for stream in (near, far):
         assert {event["seq"]: event["content"] for event in stream.messages(room)} == dict(log)
-    assert "another instance holds it under a higher epoch" in owner.log_text()  # told by it, as the registry could not be read
 
 
 @pytest.mark.deadline(90)
@@ -177,16 +178,16 @@ def test_what_a_killed_owner_showed_early_elsewhere_is_made_good_by_the_next(new
         publisher.publish(room, "alice", content="0")
         durable.read_message(room, content="0")
         link.cut(silently=True)
-        for number in range(1, 20):
+        for number in range(1, 5):  # few: it has to be done before the lease ends
             publisher.publish(room, "alice", content=f"{number}")
-        early.read_message(room, content="19")
+        early.read_message(room, content="4")
         assert len(durable.messages(room)) == 1
         owner.kill9()
-        publisher.publish(room, "alice", content="20")
+        publisher.publish(room, "alice", content="5")
     for stream in (early, durable):
-        stream.read_message(room, content="20", deadline=30)
+        stream.read_message(room, content="5", deadline=30)
     log = {entry["seq"]: entry["content"] for entry in other.api.pull_all(room)}
-    assert list(log.values()) == [f"{number}" for number in range(21)]
+    assert list(log.values()) == [f"{number}" for number in range(6)]
     shown = {event["seq"]: event["content"] for event in early.messages(room)}  # what came again after a reset is in the place of the first
     assert shown == log == {event["seq"]: event["content"] for event in durable.messages(room)}
     assert any(event["type"] == "reset" for event in early.events) and not any(event["type"] == "reset" for event in durable.events)

@@ -23,7 +23,7 @@ class Standby(roomd.Database):
         self.start()
         primary.sql("alter system set synchronous_standby_names = '*'")
         primary.sql("select pg_reload_conf()")
-        wait_for(lambda: primary.sql("select 1 from pg_stat_replication where sync_state = 'sync'"), what="the standby follows")
+        wait_for(lambda: primary.sql("select 1 from pg_stat_replication where sync_state = 'sync'"), 30, what="the standby follows")
 
     def leave_behind(self, primary):
         """It gets nothing more, and the primary does not wait for it."""
@@ -31,7 +31,7 @@ class Standby(roomd.Database):
         self.sql("alter system set primary_conninfo = ''")
         for server in (primary, self):
             server.sql("select pg_reload_conf()")
-        wait_for(lambda: not primary.sql("select 1 from pg_stat_replication"), what="the standby has left")
+        wait_for(lambda: not primary.sql("select 1 from pg_stat_replication"), 30, what="the standby has left")
 
     def promote(self):
         assert self.sql("select pg_promote()") == [(True,)]
@@ -49,7 +49,7 @@ class Pair:
         return f"postgresql://roomd:{self.password}@127.0.0.1:{self.standby.port},127.0.0.1:{self.primary.port}/{name}"
 
     def connect(self, name):
-        connection = psycopg2.connect(self.url(name), connect_timeout=2, target_session_attrs="read-write")
+        connection = psycopg2.connect(self.url(name), connect_timeout=10, target_session_attrs="read-write")
         connection.autocommit = True
         return connection
 
@@ -90,7 +90,7 @@ def test_the_primary_goes_and_the_standby_is_promoted_under_load(pair, cluster_o
 
     traffic_through(cluster, rooms, fail_over)
     follow_up_to(cluster, stream, rooms)
-    assert cluster.api.create_room("alice")["members"] == 1
+    assert cluster.api.until_ok("room/Create", members=["alice"])["room"]["members"] == 1
 
 
 def new_generation(cluster):
