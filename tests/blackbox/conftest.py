@@ -23,20 +23,40 @@ def pytest_configure(config):
         raise pytest.UsageError(f"{roomd.ROOMD} is not there: build it (tests/run blackbox does) or set ROOMD_BIN")
 
 
+deadline_s = DEADLINE_S  # of the test that runs
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     """A test that hangs, its fixtures included, fails by itself and the next one runs."""
+    global deadline_s
     mark = item.get_closest_marker("deadline")
-    seconds = mark.args[0] if mark else DEADLINE_S
+    deadline_s = mark.args[0] if mark else DEADLINE_S
 
     def late(*_):
-        raise AssertionError(f"the test takes longer than {seconds} s")
+        raise AssertionError(f"the test takes longer than {deadline_s} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    signal.alarm(deadline_s)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """What is made once for all tests, servers above all, takes nothing from the time of the first one …"""
+    yield
+    if fixturedef.scope == "session":
+        signal.alarm(deadline_s)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(nextitem):
+    """… nor its end from that of the last one."""
+    if nextitem is None:
+        signal.alarm(deadline_s)
+    yield
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,7 +1,6 @@
 """Streams on an instance that does not own the room: the same as on the owner, whatever happens to the news in between."""
 import collections
 import concurrent.futures
-import itertools
 import time
 
 import pytest
@@ -75,10 +74,12 @@ def test_a_room_created_while_the_broker_hangs_is_answered_within_seconds_and_en
     streams[1].read_type("room.entered", room_id=room, deadline=30)
 
 
-def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_at_once(cluster, api):
+def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_within_a_second(cluster, api):
+    """Some ten milliseconds on a machine of its own; a loaded one may stand still once, not each time."""
     room = api.create_room("ada", "bob")["room_id"]
     owner, other = owner_and_other(cluster, room)
-    for caller in (owner, other):
+    took = {owner: [], other: []}
+    for caller in (owner, other) * 3:
         streams = [cluster.open_stream("bob", [room], endpoint=instance.url) for instance in cluster.instances]
         last = api.push(room, "ada", "the last one", wait="durable")["seq"]
         caller.api.ok("room/RmAccountFromRoom", room_id=room, account_id="bob")
@@ -86,9 +87,10 @@ def test_who_is_removed_on_one_instance_loses_the_room_on_the_other_at_once(clus
         api.push(room, "ada", "not for bob", wait="durable")
         for stream in streams:
             stream.wait_closed()
-            assert time.monotonic() - answered < 3  # some ten milliseconds on a machine of its own
             assert stream.seqs(room)[-2:] == [last, last + 1] and "not for bob" not in str(stream.events)
+        took[caller].append(time.monotonic() - answered)
         api.ok("room/AddAccount2Room", room_id=room, account_id="bob")
+    assert all(min(times) < 1 for times in took.values()), took
 
 
 DELETE_FEED_QUEUES = """
@@ -98,28 +100,35 @@ DELETE_FEED_QUEUES = """
      end || Q <- rabbit_amqqueue:list(<<"{vhost}">>)]."""
 
 
-def test_news_that_are_lost_are_found_in_the_log(cluster, api):
-    """Somebody deletes the queues by which instances hear each other."""
+def lose_news(cluster, api, room, stream):
+    """Somebody deletes the queues by which instances hear each other; how long the last message took to be found."""
+    opened = {instance: instance.metrics()["roomd_feed_opened_total"] for instance in cluster.instances}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(cluster.broker.ctl, "eval", DELETE_FEED_QUEUES.format(vhost=cluster.name))
+        while not lost.done():
+            api.push(room, "ada", "meanwhile", wait="durable")
+        assert "ok" in lost.result()
+    last = api.push(room, "ada", "the last one", wait="durable")["seq"]  # nothing comes after it that would show that it is missing
+    sent = time.monotonic()
+    stream.read_seq(room, last)
+    took = time.monotonic() - sent
+    assert len(stream.contiguous(room)) == last
+    for instance, times in opened.items():  # for the tests after this one
+        wait_for(lambda: (lambda now: now["roomd_feed_opened_total"] > times and now["roomd_feed_open"] == 1)(instance.metrics()), 30, what="the feed opens again")
+    return took
+
+
+def test_news_that_are_lost_are_found_in_the_log_within_two_seconds(cluster, api):
+    """A look a second; the next ping comes after up to twenty. A loaded machine may stand still once, not each time."""
     room = api.create_room("ada", "bob")["room_id"]
     owner, other = owner_and_other(cluster, room)
     stream = cluster.open_stream("bob", [room], endpoint=other.url)
     api.push(room, "ada", "before", wait="durable")
     stream.read_message(room, content="before")
-    opened = {instance: instance.metrics()["roomd_feed_opened_total"] for instance in cluster.instances}
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        lost = pool.submit(cluster.broker.ctl, "eval", DELETE_FEED_QUEUES.format(vhost=cluster.name))
-        numbers = itertools.count(1)
-        while not lost.done():
-            last = next(numbers)
-            api.push(room, "ada", f"{last}", wait="durable")
-        assert "ok" in lost.result()
-    api.push(room, "ada", "the last one", wait="durable")  # nothing comes after it that would show that it is missing
-    sent = time.monotonic()
-    stream.read_message(room, content="the last one")
-    assert time.monotonic() - sent < 5  # a look a second; the next ping comes after up to twenty
-    assert len(stream.contiguous(room)) == last + 2
-    for instance, times in opened.items():  # for the tests after this one
-        wait_for(lambda: (lambda now: now["roomd_feed_opened_total"] > times and now["roomd_feed_open"] == 1)(instance.metrics()), 30, what="the feed opens again")
+    took = []
+    while not took or (min(took) >= 2 and len(took) < 3):
+        took.append(lose_news(cluster, api, room, stream))
+    assert min(took) < 2 and max(took) < 10, took
 
 
 def test_a_kill_of_the_owner_resets_or_keeps_what_was_shown_elsewhere(new_cluster):
