@@ -4,8 +4,9 @@
  * A shard that nobody holds goes to the instance it is placed with (cluster_place.h) among those that live, can consume
  * and do not drain. A shard that another one holds moves there in order, one at a time in the whole installation, and
  * only while nothing else goes on: each instance finds the first shard in the order of names that is not where it
- * should be; its holder is told to end it, the one that should have it looks often. The next one is due when the row
- * names its new holder. Nobody asks anybody: all read the same rows, and a row changes only as its reader saw it.
+ * should be; its holder is told to end it. Who should have any looks often for a while: its holder may see sooner that
+ * it is the time. The next one is due when the row names its new holder. Nobody asks anybody: all read the same rows,
+ * and a row changes only as its reader saw it.
  */
 #include "cluster_impl.h"
 
@@ -197,12 +198,11 @@ static bool is_passing(const struct cluster *cluster)
 {
     for (size_t i = 0; i < cluster->shard_count; i++) {
         const struct lease *lease = &cluster->leases[i];
-        const struct peer *owner = cluster_find_peer(cluster, cluster->shards[i].owner);
 
         if (lease->state == LEASE_LEAVING)
             return true;
-        if (lease->state == LEASE_FOREIGN && cluster_is_self(cluster, lease->desired) &&
-            (!owner || cluster->instances[owner - cluster->peers].draining))
+        /* Its holder may see sooner than we do that it is the time to move it. */
+        if (lease->state == LEASE_FOREIGN && cluster_is_self(cluster, lease->desired))
             return true;
     }
     return cluster->moving;
