@@ -37,6 +37,7 @@ struct fixture {
     struct node nodes[NODES];
     int pauses; /* of shards that moved: from the release to the new owner's taken */
     uint64_t released_ms, longest_pause_ms;
+    long looks;
 };
 
 /* --- events --- */
@@ -403,6 +404,30 @@ static bool was_told(void *arg)
 static bool was_told_again(void *arg)
 {
     return ((struct node *)arg)->moves > 1;
+}
+
+static bool looked_often(void *arg)
+{
+    struct fixture *f = arg;
+
+    return database_number(f->own, "SELECT sum(beat) FROM instance") >= f->looks;
+}
+
+/* Its holder may see sooner than it that it is the time, and a shard that was let go waits for its next look. */
+static void who_should_have_a_shard_looks_often_before_it_is_moved(void **state)
+{
+    struct fixture *f = *state;
+    struct node *first = &f->nodes[0], *second = &f->nodes[1];
+
+    NEEDS_DATABASE(f);
+    node_start(f, 0, (struct times){3000, 60000});
+    await(f, owns_all, first);
+    node_start(f, 1, (struct times){3000, 60000});
+    await(f, knows_two, second);
+    f->looks = database_number(f->own, "SELECT sum(beat) FROM instance") + 10;
+    assert_true(loop_until(&f->loop, looked_often, f, 5000)); /* by beats it would be four */
+    assert_int_equal(first->moves, 0);
+    assert_int_equal(second->taken, 0);
 }
 
 /* Who does not end a shard is not told again and again, and nobody asks the database all the time because of it. */
@@ -1151,6 +1176,7 @@ int main(void)
         TEST(a_second_one_gets_its_share_one_shard_after_another),
         TEST(three_that_start_together_have_a_share_each),
         TEST(shares_follow_the_weights),
+        TEST(who_should_have_a_shard_looks_often_before_it_is_moved),
         TEST(a_move_that_does_not_happen_costs_little),
         TEST(who_cannot_consume_gives_back_and_gets_its_share_again),
         TEST(of_one_that_cannot_consume_the_shards_are_in_doubt),
