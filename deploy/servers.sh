@@ -430,7 +430,8 @@ rabbit_server_start() {
         complain "RabbitMQ's scripts cannot work in a directory with such a name: $dir"
         return 1
     fi
-    [ -z "$(rabbit_server_pid "$dir")" ] || { port_answers "$port" && return 0; }
+    # One that lives and does not answer yet is starting: a second one beside it would be its end.
+    [ -z "$(rabbit_server_pid "$dir")" ] || { wait_for 90 rabbit_answers_or_dead "$dir" "$port" && port_answers "$port" && return 0; }
     mkdir -p "$dir" && rabbit_configure "$dir" "$port" && rabbit_choose_ports "$dir" && : >>"$log" || return 1
     rabbit_epmd_start "$dir" || { complain "RabbitMQ's name server does not start; the log is $dir/log/epmd.log"; return 1; }
     # RUNNING_UNDER_SYSTEMD: the script becomes the node instead of staying as its parent, so that the pid is the node's.

@@ -103,6 +103,19 @@ static struct batch *batch_new(struct reader *reader, struct list *batches, cons
     return batch;
 }
 
+/* Its parameters, which are gone then. */
+static void batch_submit(struct batch *batch, struct pg_array *columns, size_t count)
+{
+    struct pg_params params = {0};
+
+    for (size_t i = 0; i < count; i++)
+        pg_param_array(&params, &columns[i]);
+    pg_submit(batch->reader->history->pg, &batch->query, &params);
+    for (size_t i = 0; i < count; i++)
+        pg_array_clear(&columns[i]);
+    pg_params_clear(&params);
+}
+
 /* -------------------------------------------------------------------------------------------------------- access */
 
 static const struct pg_statement access_statement = {
@@ -173,28 +186,22 @@ bool access_from_memory(struct reader *reader, struct history_access *access, en
 static void ask_database(struct reader *reader, struct list *accesses)
 {
     struct batch *batch = batch_new(reader, &reader->access_batches, &access_statement, access_on_rows);
-    struct pg_params params = {0};
-    struct pg_array room_ids = {0}, accounts = {0};
+    struct pg_array columns[2] = {0}; /* room ids, accounts */
     struct list *link;
     size_t n = 0;
 
-    pg_array_reset(&room_ids, PG_TEXT);
-    pg_array_reset(&accounts, PG_TEXT);
+    for (size_t i = 0; i < countof(columns); i++)
+        pg_array_reset(&columns[i], PG_TEXT);
     while (n < BATCH_MAX && (link = list_pop_front(accesses))) {
         struct history_access *access = list_entry(link, struct history_access, link);
 
         access->nth = n++;
-        pg_array_bytes(&room_ids, access->room_id);
-        pg_array_bytes(&accounts, access->account);
+        pg_array_bytes(&columns[0], access->room_id);
+        pg_array_bytes(&columns[1], access->account);
         list_push_back(&batch->asked, &access->link);
     }
     reader->access_counters.asked_total += n;
-    pg_param_array(&params, &room_ids);
-    pg_param_array(&params, &accounts);
-    pg_submit(reader->history->pg, &batch->query, &params);
-    pg_array_clear(&room_ids);
-    pg_array_clear(&accounts);
-    pg_params_clear(&params);
+    batch_submit(batch, columns, countof(columns));
 }
 
 static bool same_room(const struct map_link *link, const void *key)
@@ -318,31 +325,22 @@ static int64_t as_bigint(uint64_t value)
 static void check_cursors(struct reader *reader, struct list *validities)
 {
     struct batch *batch = batch_new(reader, &reader->validity_batches, &validity_statement, validity_on_rows);
-    struct pg_params params = {0};
-    struct pg_array rooms = {0}, epochs = {0}, seqs = {0};
+    struct pg_array columns[3] = {0}; /* rooms, epochs, seqs */
     struct list *link;
     size_t n = 0;
 
-    pg_array_reset(&rooms, PG_INT8);
-    pg_array_reset(&epochs, PG_INT8);
-    pg_array_reset(&seqs, PG_INT8);
+    for (size_t i = 0; i < countof(columns); i++)
+        pg_array_reset(&columns[i], PG_INT8);
     while (n < BATCH_MAX && (link = list_pop_front(validities))) {
         struct history_validity *validity = list_entry(link, struct history_validity, link);
 
         validity->nth = n++;
-        pg_array_i64(&rooms, validity->room_no);
-        pg_array_i64(&epochs, as_bigint(validity->cursor.epoch));
-        pg_array_i64(&seqs, as_bigint(validity->cursor.seq));
+        pg_array_i64(&columns[0], validity->room_no);
+        pg_array_i64(&columns[1], as_bigint(validity->cursor.epoch));
+        pg_array_i64(&columns[2], as_bigint(validity->cursor.seq));
         list_push_back(&batch->asked, &validity->link);
     }
-    pg_param_array(&params, &rooms);
-    pg_param_array(&params, &epochs);
-    pg_param_array(&params, &seqs);
-    pg_submit(reader->history->pg, &batch->query, &params);
-    pg_array_clear(&rooms);
-    pg_array_clear(&epochs);
-    pg_array_clear(&seqs);
-    pg_params_clear(&params);
+    batch_submit(batch, columns, countof(columns));
 }
 
 static void validity_on_rows(struct pg_query *query, enum err err, const PGresult *result)
@@ -394,31 +392,22 @@ void history_taken_back_forget(struct history_taken_back *taken_back)
 static void ask_taken_back(struct reader *reader, struct list *taken_backs)
 {
     struct batch *batch = batch_new(reader, &reader->taken_back_batches, &taken_back_statement, taken_back_on_rows);
-    struct pg_params params = {0};
-    struct pg_array rooms = {0}, above = {0}, upto = {0};
+    struct pg_array columns[3] = {0}; /* rooms, above, up to */
     struct list *link;
     size_t n = 0;
 
-    pg_array_reset(&rooms, PG_INT8);
-    pg_array_reset(&above, PG_INT8);
-    pg_array_reset(&upto, PG_INT8);
+    for (size_t i = 0; i < countof(columns); i++)
+        pg_array_reset(&columns[i], PG_INT8);
     while (n < BATCH_MAX && (link = list_pop_front(taken_backs))) {
         struct history_taken_back *taken_back = list_entry(link, struct history_taken_back, link);
 
         taken_back->nth = n++;
-        pg_array_i64(&rooms, taken_back->room_no);
-        pg_array_i64(&above, as_bigint(taken_back->above_seq));
-        pg_array_i64(&upto, as_bigint(taken_back->upto_seq));
+        pg_array_i64(&columns[0], taken_back->room_no);
+        pg_array_i64(&columns[1], as_bigint(taken_back->above_seq));
+        pg_array_i64(&columns[2], as_bigint(taken_back->upto_seq));
         list_push_back(&batch->asked, &taken_back->link);
     }
-    pg_param_array(&params, &rooms);
-    pg_param_array(&params, &above);
-    pg_param_array(&params, &upto);
-    pg_submit(reader->history->pg, &batch->query, &params);
-    pg_array_clear(&rooms);
-    pg_array_clear(&above);
-    pg_array_clear(&upto);
-    pg_params_clear(&params);
+    batch_submit(batch, columns, countof(columns));
 }
 
 /* The owner knows of nearly all rooms that there is nothing: who comes back need not wait for the database. */

@@ -125,16 +125,23 @@ static void what_others_say_is_added_and_who_says_nothing_is_missing(void **stat
     leave(alice);
 }
 
+static struct client *answered_poll(struct fake_room *room, const char *const *rooms)
+{
+    struct client *poll = client_open("poll", platform_ticket("ios", "alice", rooms));
+
+    say_early(room, 1);
+    turns(2);
+    assert_int_equal(poll->reply.status, 200);
+    return poll;
+}
+
 static void a_poll_counts_also_between_two_requests(void **state)
 {
     struct fake_room *room = room_with("alice");
     const char *rooms[] = {room->id, NULL};
-    struct client *first = client_open("poll", platform_ticket("ios", "alice", rooms)), *second;
+    struct client *first = answered_poll(room, rooms), *second;
 
     (void)state;
-    say_early(room, 1);
-    turns(2);
-    assert_int_equal(first->reply.status, 200);
     assert_int_equal(proxy_streams(world.proxy), 0);
     assert_non_null(
         strstr(online("alice", NULL), "\"streams\":1,\"platforms\":[{\"platform\":\"ios\",\"streams\":1}]"));
@@ -151,12 +158,9 @@ static void a_poll_that_is_still_asking_stands_in_for_the_one_before(void **stat
 {
     struct fake_room *room = room_with("alice");
     const char *rooms[] = {room->id, NULL};
-    struct client *first = client_open("poll", platform_ticket("ios", "alice", rooms)), *second;
+    struct client *first = answered_poll(room, rooms), *second;
 
     (void)state;
-    say_early(room, 1);
-    turns(2);
-    assert_int_equal(first->reply.status, 200);
     world.access_waits = true;
     second = client_open("poll", platform_ticket("ios", "alice", rooms));
     assert_non_null(strstr(online("alice", NULL), "\"streams\":1,"));
@@ -171,12 +175,9 @@ static void a_poll_that_does_not_come_again_is_gone_soon(void **state)
 {
     struct fake_room *room = room_with("alice");
     const char *rooms[] = {room->id, NULL};
-    struct client *poll = client_open("poll", platform_ticket("ios", "alice", rooms));
+    struct client *poll = answered_poll(room, rooms);
 
     (void)state;
-    say_early(room, 1);
-    turns(2);
-    assert_int_equal(poll->reply.status, 200);
     turns_for(3100);
     assert_non_null(strstr(online("alice", NULL), "\"streams\":0,"));
     leave(poll);
